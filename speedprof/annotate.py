@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -151,41 +152,30 @@ class _StepRange(Range):
             self._heard_by.step_ended(self._step)
 
 
-class _NoRange:
-    """Stands in for a range inside code that torch.compile is tracing."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-_NO_RANGE = _NoRange()
-
-
 @functools.cache
 def _stage_name(stage: str, group: str) -> str:
     return f"{STAGE_PREFIX}{Stage(stage).value}/{group}"
 
 
-def step(n: int, *, kind: StepKind = "train") -> Range | _NoRange:
+def step(n: int, *, kind: StepKind = "train") -> AbstractContextManager[None]:
     """The range of step `n`, one optimizer update (or one validation pass, which has its own number).
 
     Host step n runs from entering this range to entering the next one, or to its end for the last.
     """
-    return _NO_RANGE if torch.compiler.is_compiling() else _StepRange(n, kind)
+    return nullcontext() if torch.compiler.is_compiling() else _StepRange(n, kind)
 
 
-def stage(stage: str, group: str) -> Range | _NoRange:
+def stage(stage: str, group: str) -> AbstractContextManager[None]:
     """The range of one `Stage` of the parameter group `group`, named `<optimizer>.<group>`.
 
     Raises ValueError for a stage that is not in `Stage`.
     """
-    return _NO_RANGE if torch.compiler.is_compiling() else _StageRange(stage, group)
+    return nullcontext() if torch.compiler.is_compiling() else _StageRange(stage, group)
 
 
-def range(name: str) -> Range | _NoRange:
+def range(name: str) -> AbstractContextManager[None]:
     """A range of the program's own choosing."""
-    return _NO_RANGE if torch.compiler.is_compiling() else Range(RANGE_PREFIX + name)
+    return nullcontext() if torch.compiler.is_compiling() else Range(RANGE_PREFIX + name)
 
 
 def metric(name: str, value: float | torch.Tensor) -> None:
