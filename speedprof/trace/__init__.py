@@ -1,0 +1,1 @@
+"""The columnar trace: what ran where and when, and who launched it."""
