@@ -18,29 +18,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from enum import StrEnum
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import torch
 
-STEP_PREFIX = "speedprof.step/"
-STAGE_PREFIX = "speedprof.stage/"
-RANGE_PREFIX = "speedprof.range/"
+from speedprof.vocabulary import RANGE_PREFIX as RANGE_PREFIX
+from speedprof.vocabulary import STAGE_PREFIX as STAGE_PREFIX
+from speedprof.vocabulary import STEP_PREFIX as STEP_PREFIX
+from speedprof.vocabulary import Stage as Stage
 
 StepKind = Literal["train", "validation"]
-
-
-class Stage(StrEnum):
-    """The stages of a sharded optimizer, in the order in which a group passes through them."""
-
-    REDUCE_SCATTER = "reduce_scatter"
-    REDUCE_SCATTER_WAIT = "reduce_scatter_wait"
-    NEWTON_SCHULZ = "newton_schulz"
-    UPDATE = "update"
-    ALL_GATHER = "all_gather"
-    ALL_GATHER_WAIT = "all_gather_wait"
-    COPY_BACK = "copy_back"
 
 
 class Listener(Protocol):
