@@ -169,6 +169,22 @@ def write_rank_record(run_dir: RunDir, record: RankRecord, *, durable: bool) -> 
     write_atomically(run_dir.rank_path(record.rank), _to_json(record), durable=durable)
 
 
+def close_manifest(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, failure: str | None) -> Manifest:
+    """Write the manifest for the last time: how the run ended, what its ranks said, and every file's checksum."""
+    records = read_rank_records(run_dir)
+    closed = replace(
+        manifest,
+        status=status,
+        failure=failure,
+        ranks=records,
+        declared=records[0].declared if records else {},
+        notes=list(dict.fromkeys(note for record in records for note in record.notes)),
+        artifacts=find_artifacts(run_dir),
+    )
+    write_manifest(run_dir, closed)
+    return closed
+
+
 def read_manifest(run_dir: RunDir) -> Manifest:
     """The manifest as it stands; one that says `running` of a launcher that is gone reads as interrupted.
 

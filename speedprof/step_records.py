@@ -13,6 +13,7 @@ numpy and the standard library only, so that it works inside any training proces
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -109,6 +110,20 @@ class RecordWriter:
         """How large the file is, without what is pending."""
         return os.fstat(self._file.fileno()).st_size
 
+    def fold(self, *, keep_last: int = 1_000) -> None:
+        """Bound the file: rewrite it with all but its last rows folded (see `fold`)."""
+        self.close()
+        segments, _ = read_records(self._path)
+        rows = [row for segment in segments for row in _rows_of(segment)]
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        with RecordWriter(temporary, self._header) as folded:
+            for row in fold(rows[:-keep_last], level="host_ns") + rows[-keep_last:]:
+                folded.append(row)
+        temporary.replace(self._path)
+        self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
+        self._begun = False
+
     def close(self) -> None:
         self.flush()
         self._file.close()
@@ -146,19 +161,33 @@ def read_records(path: Path) -> tuple[list[Segment], int]:
     return segments, len(data) - offset
 
 
-def fold(rows: Sequence[Row], *, level: str, size: int = 100, outlier_ratio: float = 1.5) -> list[Row]:
-    """Fold runs of `size` rows into one, to bound a log: each field becomes its mean, `num_steps` counts.
+def _rows_of(segment: Segment) -> list[Row]:
+    names = segment.rows.dtype.names or ()
+    return [
+        {name: value for name, value in zip(names, row, strict=True) if value != ABSENT_INT and value == value}
+        for row in segment.rows.tolist()
+    ]
 
-    A row whose `level` field is over `outlier_ratio` times the run's median stays whole, in its place.
+
+def fold(rows: Sequence[Row], *, level: str, size: int = 100, outlier_ratio: float = 1.5) -> list[Row]:
+    """Fold up to `size` successive rows of one kind, mark and phase into one, to bound a log.
+
+    Each field becomes its mean, and `num_steps` counts. A row that is folded already, or whose `level` field is over
+    `outlier_ratio` times the median of those beside it, stays whole, in its place.
     """
     folded: list[Row] = []
-    for start in range(0, len(rows), size):
-        block = rows[start : start + size]
-        limit = outlier_ratio * float(np.median([row[level] for row in block]))
-        ordinary = [row for row in block if row[level] <= limit and row.get("num_steps", 1) == 1]
-        kept = [row for row in block if row not in ordinary]
-        folded += sorted(([_mean_row(ordinary)] if ordinary else []) + kept, key=lambda row: row["step"])
+    for _, alike in itertools.groupby(rows, key=lambda row: (row["kind"], row["mark"], row["phase"])):
+        for block in _blocks(list(alike), size):
+            limit = outlier_ratio * float(np.median([row[level] for row in block]))
+            kept = [row for row in block if row[level] > limit or row.get("num_steps", 1) > 1]
+            ordinary = [row for row in block if row not in kept]
+            mean = [_mean_row(ordinary)] if ordinary else []
+            folded += sorted(mean + kept, key=lambda row: row["step"])
     return folded
+
+
+def _blocks(rows: list[Row], size: int) -> list[list[Row]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _mean_row(rows: Sequence[Row]) -> Row:

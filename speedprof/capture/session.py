@@ -1,0 +1,334 @@
+"""The session inside each rank: runs the program, clocks every step, traces some, and closes what it wrote.
+
+    python -m speedprof.capture.session --run-dir DIR --plan JSON PROGRAM [ARGS...]
+
+PROGRAM is a module name or a path that ends in .py; it runs as __main__ and hears nothing of this. It must mark its
+steps with speedprof.annotate. Started by speedprof.capture.launch through torch.distributed.run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import faulthandler
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from speedprof import annotate
+from speedprof.annotate import StepKind
+from speedprof.capture.plan import CapturePlan
+from speedprof.capture.profiler import StepProfiler, measure_trace_bytes, write_trace
+from speedprof.capture.step_clock import StepClock
+from speedprof.errors import ExitCode
+from speedprof.run_dir import RankRecord, RunDir, RunStatus, is_process_alive, write_rank_record
+from speedprof.step_records import Mark, RecordWriter
+from speedprof.units import NS_PER_S
+
+# Adam steps every second time in some trainers, so one step alone would misjudge the size of a trace.
+_NUM_PROBE_STEPS = 2
+
+# How large a step log may grow before its older steps are folded.
+_MAX_STEPS_BYTES = 64_000_000
+
+# How long a rank waits for the others to agree on the number of traced steps.
+_AGREEMENT_LIMIT = timedelta(minutes=5)
+
+_LAUNCHER_PID = "SPEEDPROF_LAUNCHER_PID"
+
+
+class CaptureFinished(SystemExit):
+    """Ends the program at a step mark: the plan is fulfilled."""
+
+
+class CaptureTerminated(SystemExit):
+    """Ends the program on SIGTERM or when its launcher is gone, leaving time to write what there is."""
+
+
+class CaptureSession:
+    """Hears the program's annotations and carries out the plan. A `speedprof.annotate.Listener`."""
+
+    def __init__(self, plan: CapturePlan, run_dir: RunDir, *, rank: int, world_size: int) -> None:
+        self._plan = plan
+        self._run_dir = run_dir
+        self._world_size = world_size
+        self._launcher_pid = int(os.environ.get(_LAUNCHER_PID, "0"))
+        self._record = RankRecord(rank=rank, host=socket.gethostname(), pid=os.getpid(), status=RunStatus.RUNNING)
+        self._num_marked: Counter[str] = Counter()
+        self._writer = RecordWriter(run_dir.steps_path(rank), {"rank": rank})
+        self._clock: StepClock | None = None
+        self._script = self._follow_plan()
+        self._mark = Mark.WARMUP
+        self._flushed_ns = 0
+        self.is_finished = False
+        self.save(durable=False)
+
+    # What the program says
+
+    def step_began(self, step: int, kind: StepKind) -> None:
+        if kind == "train":
+            self._mark = self._next_mark()
+            self._num_marked[self._mark] += 1
+        self._record = replace(self._record, last_step=step, num_marked=dict(self._num_marked))
+        self._open_clock().step_began(step, kind, self._mark)
+        self._save_sometimes()
+
+    def step_ended(self, step: int) -> None:
+        if self._clock is not None:
+            self._clock.step_ended()
+
+    def stage_began(self, stage: str, group: str) -> None:
+        self._open_clock().stage_began(stage, group)
+
+    def stage_ended(self, stage: str, group: str) -> None:
+        self._open_clock().stage_ended()
+
+    def metric_seen(self, name: str, value: float | torch.Tensor) -> None:
+        self._open_clock().metric_seen(name, value)
+
+    def phase_began(self, name: str) -> None:
+        self._open_clock().phase_began(name)
+
+    def declared(self, name: str, value: Any) -> None:
+        self._record = replace(self._record, declared={**self._record.declared, name: value})
+        self.save(durable=False)
+
+    # The plan
+
+    def _next_mark(self) -> Mark:
+        try:
+            mark = next(self._script)
+        except StopIteration:
+            self.is_finished = True
+            raise CaptureFinished(0) from None
+        if mark != self._record.stage_of_plan:
+            self._record = replace(self._record, stage_of_plan=mark)
+            self.save(durable=False)
+        return mark
+
+    def _follow_plan(self) -> Generator[Mark, None, None]:
+        """What each training step is for, in turn. Closed early, it still writes the trace that it has."""
+        for _ in range(self._plan.warmup):
+            yield Mark.WARMUP
+        for _ in range(self._plan.steps):
+            yield Mark.CLEAN
+        num_steps = self._plan.trace_steps
+        if num_steps is None:
+            num_steps = yield from self._probe_trace_size()
+        if num_steps:
+            yield from self._trace(num_steps)
+
+    def _probe_trace_size(self) -> Generator[Mark, None, int]:
+        """Trace a few steps only to see how large they are; all ranks then trace as many as the largest allows."""
+        profiler = StepProfiler(self._plan, discard_first=False)
+        with profiler:
+            for _ in range(_NUM_PROBE_STEPS):
+                yield Mark.TRANSITION
+        scratch = self._run_dir.path / "kineto" / f".rank{self._record.rank}.probe.json"
+        step_bytes = measure_trace_bytes(profiler, scratch) / _NUM_PROBE_STEPS
+        affordable = max(1, int(self._plan.max_trace_bytes / step_bytes))
+        num_steps = min(self._plan.steps, self._agree_on_least(affordable))
+        if num_steps < self._plan.steps:
+            self._note(
+                f"traced {num_steps} of {self._plan.steps} steps: a step is about {step_bytes / 1e6:.1f} MB of JSON "
+                f"and --max-trace-mb is {self._plan.max_trace_bytes / 1e6:.0f}"
+            )
+        return num_steps
+
+    def _trace(self, num_steps: int) -> Generator[Mark, None, None]:
+        path = self._run_dir.kineto_path(self._record.rank, time.time_ns())
+        profiler = StepProfiler(self._plan, discard_first=True)
+        try:
+            with profiler:
+                yield Mark.TRANSITION
+                for _ in range(num_steps):
+                    profiler.step()
+                    yield Mark.PROFILED
+                self._record = replace(self._record, stage_of_plan="writing the trace")
+                self.save(durable=False)
+        finally:
+            if self._num_marked[Mark.PROFILED]:
+                self._write_trace(profiler, path)
+
+    def _write_trace(self, profiler: StepProfiler, path: Path) -> None:
+        try:
+            write_trace(profiler, path)
+        except OSError as error:
+            self._note(f"the trace of rank {self._record.rank} could not be written: {error}")
+
+    def _agree_on_least(self, value: int) -> int:
+        """The least of the ranks' values. Through a file, so that it leaves no trace in the program's collectives."""
+        if self._world_size == 1:
+            return value
+        store = dist.FileStore(  # type: ignore[attr-defined]
+            str(self._run_dir.path / ".agreement"), self._world_size
+        )
+        keys = [f"{rank}" for rank in range(self._world_size)]
+        store.set(f"{self._record.rank}", str(value))
+        store.wait(keys, _AGREEMENT_LIMIT)
+        return min(int(store.get(key)) for key in keys)
+
+    # What is written
+
+    def save(self, *, durable: bool) -> None:
+        write_rank_record(self._run_dir, self._record, durable=durable)
+
+    def fail(self, *, exit_code: int, error: str) -> None:
+        """Write down at once how this rank failed: what failed first is what a user must see."""
+        self._end(RunStatus.FAILED, exit_code=exit_code, error=error)
+        self.save(durable=True)
+
+    def close(self, status: RunStatus, *, exit_code: int) -> None:
+        """Close the trace, the step log and the record; a status set by `fail` stays."""
+        annotate.listen(None)
+        try:
+            self._script.close()
+        except Exception as error:  # the trace is lost, the rest must not be
+            self._note(f"the trace of rank {self._record.rank} was lost: {error}")
+        if self._clock is not None:
+            self._clock.close()
+        self._writer.close()
+        if self._record.status is not RunStatus.FAILED:
+            self._end(status, exit_code=exit_code, error=None)
+        self.save(durable=True)
+
+    def _end(self, status: RunStatus, *, exit_code: int, error: str | None) -> None:
+        self._record = replace(
+            self._record,
+            status=status,
+            exit_code=exit_code,
+            error=error,
+            failed_at_ns=None if error is None else time.time_ns(),
+        )
+
+    def _note(self, text: str) -> None:
+        self._record = replace(self._record, notes=[*self._record.notes, text])
+
+    def _open_clock(self) -> StepClock:
+        """The clock, made at the first annotation: the program has chosen its device by then."""
+        if self._clock is None:
+            has_device = torch.cuda.is_available() and torch.cuda.is_initialized()
+            device = torch.cuda.get_device_name() if has_device else "cpu"
+            self._record = replace(self._record, device=device)
+            self._clock = StepClock(self._writer, has_device=has_device)
+        return self._clock
+
+    def _save_sometimes(self) -> None:
+        """Once a second: flush the step log, bound it, and see whether the launcher still lives."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._flushed_ns < NS_PER_S:
+            return
+        self._flushed_ns = now_ns
+        self._writer.flush()
+        if self._writer.num_bytes() > _MAX_STEPS_BYTES:
+            self._writer.fold()
+        self.save(durable=False)
+        if self._launcher_pid and not is_process_alive(self._launcher_pid):
+            raise CaptureTerminated(ExitCode.TERMINATED)
+
+
+def run_program(session: CaptureSession, program: str, arguments: list[str], log_path: Path) -> int:
+    """Run the program under the session and close it, however it ends. Returns the rank's exit code."""
+    sys.argv = [program, *arguments]
+    exit_code, status = 0, RunStatus.COMPLETE
+    try:
+        _run_as_main(program)
+        status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
+    except CaptureFinished:
+        pass
+    except (CaptureTerminated, KeyboardInterrupt):
+        exit_code, status = ExitCode.TERMINATED, RunStatus.INTERRUPTED
+    except SystemExit as stop:
+        exit_code = _code_of(stop)
+        status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
+        if exit_code:
+            session.fail(exit_code=exit_code, error=_last_line(log_path))
+    except BaseException:
+        exit_code = 1
+        session.fail(exit_code=exit_code, error=traceback.format_exc())
+        traceback.print_exc()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # closing takes seconds, and a second signal would cut it short
+    session.close(status, exit_code=exit_code)
+    return exit_code
+
+
+def _run_as_main(program: str) -> None:
+    if program.endswith(".py"):
+        sys.path.insert(0, str(Path(program).resolve().parent))
+        runpy.run_path(program, run_name="__main__")
+    else:
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def _code_of(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    print(stop.code, file=sys.stderr)  # as the interpreter would
+    return 1
+
+
+def _last_line(log_path: Path) -> str:
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        lines = log_path.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it printed nothing"
+    return "its log cannot be read"
+
+
+def _redirect_output(log_path: Path) -> None:
+    """Send what this process and its children print to the rank's own log, line by line."""
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise CaptureTerminated(ExitCode.TERMINATED)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel send SIGTERM when torch.distributed.run dies, which a SIGKILL to it would not do."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m speedprof.capture.session")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--plan", type=CapturePlan.from_json, required=True)
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    run_dir = RunDir(options.run_dir)
+    _redirect_output(run_dir.log_path(rank))
+    _die_with_parent()
+    faulthandler.enable()
+    signal.signal(signal.SIGTERM, _terminate)
+    session = CaptureSession(options.plan, run_dir, rank=rank, world_size=world_size)
+    annotate.listen(session)
+    return run_program(session, options.program, options.arguments, run_dir.log_path(rank))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
