@@ -1,0 +1,247 @@
+"""The training loop: micro-batches, both optimizers in turn, the schedule, validation, and what is said of it all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from speedprof import annotate
+from trainer import schedule
+from trainer.adam import DistAdam
+from trainer.attention import Sight, make_sight
+from trainer.config import TrainConfig
+from trainer.data import MicroBatch, micro_batches
+from trainer.model import GPT, compiled_regions, num_parameters, packed_num_scalars
+from trainer.muon import Muon
+from trainer.ranks import Ranks
+
+Loss = Callable[[MicroBatch, Sight, Sight], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """Shards to train on and, if any, to validate on."""
+
+    train: list[Path]
+    validation: list[Path]
+
+
+def build_model(config: TrainConfig, ranks: Ranks) -> tuple[GPT, Loss]:
+    """The model with its first weights, and what gives a row's loss: the model itself, or compiled."""
+    regions = compiled_regions() if config.compile == "blocks" else None
+    num_scalars = packed_num_scalars(config, ranks.world_size)
+    model = GPT(config, num_scalars=num_scalars, device=ranks.device, regions=regions)
+    model.initialise(config.seed)
+    if config.compile == "model":
+        return model, torch.compile(model, dynamic=False, fullgraph=True)
+    return model, model
+
+
+class Training:
+    """One run: model, optimizers, data and the window that they have come to."""
+
+    def __init__(self, config: TrainConfig, data: TrainingData, ranks: Ranks) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.num_accumulated = config.accumulation_steps(ranks.world_size)
+        self.model, self.loss = build_model(config, ranks)
+        self.muon, self.adam = build_optimizers(config, self.model)
+        self.rows = self._read_rows(data.train)
+        self.validation_shards = data.validation
+        self.window_blocks = schedule.long_window_blocks(config, 0)
+        self._num_marks = 0
+        self._log = _LossLog(ranks)
+
+    def run(self, num_steps: int) -> None:
+        """Train up to `num_steps` steps of the schedule, validating at intervals and at the end."""
+        interval = self.config.validation_interval
+        annotate.phase(f"window {self.window_blocks}")
+        for step in range(num_steps):
+            self._set_window(schedule.long_window_blocks(self.config, step))
+            with self._mark("train"):
+                loss_sum = self.train_step(step)
+            if step % self.config.log_interval == 0 or step == num_steps - 1:
+                self._log.write(step, num_steps, loss_sum / self._num_step_tokens, self.muon.learning_rate)
+            if interval is not None and (step + 1) % interval == 0 and step + 1 < num_steps:
+                self.validate(step + 1)
+        self._log.flush()
+        if num_steps == self.config.num_steps:
+            self._set_window(self.config.final_validation_window_blocks)
+        self.validate(num_steps)
+
+    def train_step(self, step: int) -> Tensor:
+        """One update from this rank's micro-batches; their summed loss, fp32, still on the device."""
+        self._follow_schedule(step)
+        is_adam_step = schedule.is_adam_step(step)
+        loss_sum = torch.zeros((), device=self.ranks.device)
+        for number in range(self.num_accumulated):
+            batch, short, long = self._next_row(self.rows)
+            with annotate.range("forward"):
+                loss = self.loss(batch, short, long)
+            is_last = number == self.num_accumulated - 1
+            if is_adam_step and is_last:
+                self.adam.reduce_in_backward(True)
+            with annotate.range("backward"):
+                loss.backward()
+            loss_sum += loss.detach()
+        self._update(is_adam_step)
+        annotate.metric("loss", loss_sum / self._num_step_tokens)
+        return loss_sum
+
+    def _update(self, is_adam_step: bool) -> None:
+        if is_adam_step:
+            self.adam.step()
+            self.adam.zero_grad()
+        self.muon.step()
+        self.muon.zero_grad()
+
+    def _follow_schedule(self, step: int) -> None:
+        config = self.config
+        factor = schedule.learning_rate_factor(config, step)
+        self.muon.learning_rate = config.muon_learning_rate * factor
+        self.muon.momentum = schedule.muon_momentum(config, step)
+        self.adam.learning_rate = config.adam_learning_rate * factor
+        annotate.metric("lr", self.muon.learning_rate)
+        annotate.metric("adam_lr", self.adam.learning_rate)
+        annotate.metric("muon_momentum", self.muon.momentum)
+
+    def validate(self, num_steps: int) -> None:
+        """Mean loss over the validation rows of all ranks, after `num_steps` steps; a step mark of its own.
+
+        It runs the training graphs, gradients recorded and dropped, so that nothing is compiled for it.
+        """
+        num_rows = self.config.validation_micro_batches // self.ranks.world_size
+        if not self.validation_shards or num_rows == 0:
+            return
+        rows = self._read_rows(self.validation_shards)
+        loss_sum = torch.zeros((), device=self.ranks.device)
+        with self._mark("validation"):
+            for _ in range(num_rows):
+                batch, short, long = self._next_row(rows)
+                with annotate.range("forward"):
+                    loss_sum += self.loss(batch, short, long).detach()
+            torch.distributed.all_reduce(loss_sum)
+            num_tokens = num_rows * self.ranks.world_size * self.config.micro_batch_tokens
+            annotate.metric("validation_loss", loss_sum / num_tokens)
+        if self.ranks.is_first:
+            print(f"step {num_steps:>5}  validation loss {loss_sum.item() / num_tokens:.4f}", flush=True)
+
+    def _mark(self, kind: annotate.StepKind) -> AbstractContextManager[None]:
+        """The next step mark; validation passes count too, so that numbers only ever grow."""
+        self._num_marks += 1
+        return annotate.step(self._num_marks - 1, kind=kind)
+
+    def _set_window(self, blocks: int) -> None:
+        if blocks == self.window_blocks:
+            return
+        block_tokens = self.config.window_block_tokens
+        self.model.rotary.widen(self.window_blocks * block_tokens, blocks * block_tokens)
+        self.window_blocks = blocks
+        annotate.phase(f"window {blocks}")
+
+    def _next_row(self, rows: Iterator[MicroBatch]) -> tuple[MicroBatch, Sight, Sight]:
+        """A row and what its queries see through the short and the long window."""
+        with annotate.range("data"):
+            batch = next(rows)
+            long_tokens = self.window_blocks * self.config.window_block_tokens
+            short, long = (
+                make_sight(self.config, batch.cu_seqlens, tokens, self.model.dtype)
+                for tokens in (long_tokens // 2, long_tokens)
+            )
+        return batch, short, long
+
+    def _read_rows(self, shards: list[Path]) -> Iterator[MicroBatch]:
+        ranks = self.ranks
+        return micro_batches(shards, self.config, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device)
+
+    @property
+    def _num_step_tokens(self) -> int:
+        """Tokens of one step on this rank."""
+        return self.num_accumulated * self.config.micro_batch_tokens
+
+
+def build_optimizers(config: TrainConfig, model: GPT) -> tuple[Muon, DistAdam]:
+    is_compiled = config.compile != "off"
+    muon = Muon(
+        model.muon_parameters(),
+        learning_rate=config.muon_learning_rate,
+        momentum=config.muon_momentum_low,
+        beta2=config.muon_beta2,
+        weight_decay=config.muon_weight_decay,
+        compile=is_compiled,
+    )
+    adam = DistAdam(
+        model.adam_parameters(),
+        learning_rate=config.adam_learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        compile=is_compiled,
+    )
+    return muon, adam
+
+
+def declare(training: Training) -> None:
+    """Say once what a capture should know of this run."""
+    config = training.config
+    annotate.declare("preset", config.preset)
+    annotate.declare("tokens_per_step", config.tokens_per_step(training.ranks.world_size))
+    annotate.declare("attention", config.attention)
+    annotate.declare("compile", config.compile)
+    annotate.declare("optimizer_plan", training.muon.plan() + training.adam.plan())
+
+
+def write_header(training: Training, data: TrainingData) -> None:
+    """What the first lines of the log say, on rank 0."""
+    config, ranks, model = training.config, training.ranks, training.model
+    if not ranks.is_first:
+        return
+    muon, adam = (num_parameters(group) for group in (model.muon_parameters(), model.adam_parameters()))
+    validation = data.validation[0] if data.validation else "none"
+    print(
+        f"preset {config.preset}  ranks {ranks.world_size}  device {ranks.device.type}  attention {config.attention}  "
+        f"compile {config.compile}\n"
+        f"parameters {muon + adam:,} (Muon {muon:,}, Adam {adam:,}, scalars {len(model.scalars)})  "
+        f"tokens per step {config.tokens_per_step(ranks.world_size):,}  schedule {config.num_steps} steps\n"
+        f"data {data.train[0]} and {len(data.train) - 1} more  validation {validation}",
+        flush=True,
+    )
+
+
+class _LossLog:
+    """Lines of the training log on rank 0, each written when the next is due, so that the host never waits for it."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._is_on = ranks.is_first
+        self._is_cuda = ranks.device.type == "cuda"
+        self._pending: tuple[str, Tensor, str] | None = None
+        self._last = (0, time.perf_counter_ns())
+
+    def write(self, step: int, num_steps: int, loss: Tensor, learning_rate: float) -> None:
+        if not self._is_on:
+            return
+        self.flush()
+        last_step, last_ns = self._last
+        self._last = (step, time.perf_counter_ns())
+        step_ms = (self._last[1] - last_ns) / max(step - last_step, 1) / 1e6
+        copy = loss.to("cpu", non_blocking=True) if self._is_cuda else loss
+        self._pending = (
+            f"step {step:>5}/{num_steps}  train loss",
+            copy,
+            f"lr {learning_rate:.5f}  {step_ms:.1f} ms/step",
+        )
+        if not self._is_cuda:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the line that is pending; its loss was copied a whole interval ago, except at the end."""
+        if self._pending is None:
+            return
+        before, loss, after = self._pending
+        print(f"{before} {loss.item():.4f}  {after}", flush=True)
+        self._pending = None

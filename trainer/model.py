@@ -1,0 +1,329 @@
+"""The model of the published record of 134.9 s (2025-11-18), at any size.
+
+Twelve nominal layers: layer 0 is null, layer 7 has no attention. Shapes are suffixes of names:
+
+    T tokens of a packed row    D channels of the model    H heads    C channels of a head    V vocabulary
+
+The layers are plain functions of tensors, so that layers of one structure share one compiled graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.attention import Sight, attend
+from trainer.config import TrainConfig
+from trainer.data import MicroBatch
+from trainer.errors import WRONG_USAGE, TrainerError
+from trainer.vocabulary import END_OF_TEXT
+
+NUM_LAYERS = 12
+ATTENTION_LAYERS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)
+MLP_LAYERS = tuple(range(1, NUM_LAYERS))
+LONG_WINDOW_LAYERS = (4, 11)  # the others see half as far
+VALUE_TABLE_OF_LAYER = {1: 1, 2: 2, 9: 0, 10: 1, 11: 2}
+NUM_VALUE_TABLES = 3
+SKIP_FROM_LAYER, SKIP_TO_LAYER = 4, 7
+BACKOUT_LAYER = 8
+
+NUM_GATE_CHANNELS = 12
+MLP_RATIO = 4
+SOFTCAP = 15.0
+TABLE_LEARNING_RATE_SCALE = 75.0  # of the embedding tables, against Adam's own rate
+SCALARS_LEARNING_RATE_SCALE = 5.0
+
+NATURAL_NUM_SCALARS = 1 + 2 * NUM_LAYERS + 2 * NUM_LAYERS + 1 + 1
+
+
+class Scalars(NamedTuple):
+    """Views of the packed vector, in its order; padding follows them."""
+
+    skip: Tensor  # [], its sigmoid weighs the skip
+    block: tuple[Tensor, ...]  # per layer [2]: weights of x and of the embedding x0
+    attention: tuple[Tensor, ...]  # per layer [2]: weights of V and of the value embedding
+    smear: Tensor  # []
+    backout: Tensor  # []
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> Scalars:
+        skip, block, attention, smear, backout, _ = torch.split(
+            packed, [1, 2 * NUM_LAYERS, 2 * NUM_LAYERS, 1, 1, len(packed) - NATURAL_NUM_SCALARS]
+        )
+        pairs = block.view(NUM_LAYERS, 2).unbind(), attention.view(NUM_LAYERS, 2).unbind()
+        return cls(skip[0], *pairs, smear[0], backout[0])
+
+
+def initial_scalars(num_scalars: int) -> Tensor:
+    """The packed vector at the start, [num_scalars] fp32; the figures are the record's, its padding is 1."""
+    skip, smear, backout = torch.tensor([-1.5]), torch.zeros(1), torch.tensor([0.5])
+    block, attention = torch.tensor([1.1, 0.0]).repeat(NUM_LAYERS), torch.tensor([0.5, 0.5]).repeat(NUM_LAYERS)
+    padding = torch.ones(num_scalars - NATURAL_NUM_SCALARS)
+    return torch.cat([skip, block, attention, smear, backout, padding])
+
+
+def packed_num_scalars(config: TrainConfig, world_size: int) -> int:
+    """Length of the packed vector. Raises TrainerError for a count too small, or one that the ranks do not divide."""
+    smallest = math.ceil(NATURAL_NUM_SCALARS / world_size) * world_size
+    if config.num_scalars is None:
+        return smallest
+    if config.num_scalars < NATURAL_NUM_SCALARS or config.num_scalars % world_size:
+        raise TrainerError(
+            f"num_scalars={config.num_scalars} must be {NATURAL_NUM_SCALARS} or more and a multiple of "
+            f"the {world_size} ranks: --set num_scalars={smallest}",
+            WRONG_USAGE,
+        )
+    return config.num_scalars
+
+
+class Rotary(nn.Module):
+    """Half-truncated RoPE: a quarter of the head's channel pairs turn, the others keep still.
+
+    Tables are [T, C/2] in the activations' dtype. `widen` follows YaRN (arXiv 2309.00071) when the window grows.
+    """
+
+    def __init__(self, config: TrainConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        quarter, half = config.head_dim // 4, config.head_dim // 2
+        turning = (1 / 1024) ** torch.linspace(0, 1, quarter, dtype=torch.float32)
+        self.frequencies = torch.cat([turning, torch.zeros(half - quarter)])  # radians a token, on the host
+        self.cos_TC: Tensor
+        self.sin_TC: Tensor
+        self.scale: Tensor
+        for name in ("cos_TC", "sin_TC"):
+            table = torch.empty(config.micro_batch_tokens, half, dtype=dtype, device=device)
+            self.register_buffer(name, table, persistent=False)
+        # A tensor, so that a window's new scale compiles nothing again. The record's start for normed q and k.
+        self.register_buffer("scale", torch.tensor(0.1, device=device), persistent=False)
+        self._fill()
+
+    def _fill(self) -> None:
+        angles_TC = torch.outer(torch.arange(len(self.cos_TC), dtype=torch.float32), self.frequencies)
+        self.cos_TC.copy_(angles_TC.cos())
+        self.sin_TC.copy_(angles_TC.sin())
+
+    @torch.no_grad()
+    def widen(self, old_tokens: int, new_tokens: int) -> None:
+        """Stretch the slow turns for a window grown from old to new, and sharpen the softmax by 1 + 0.2 ln(new/old).
+
+        Channels that turn more than 32 times in the old window stay, those under 1 stretch whole, linear between.
+        """
+        turns = old_tokens * self.frequencies / (2 * math.pi)
+        kept_ratio = ((turns - 1) / (32 - 1)).clamp(0, 1)
+        stretch = old_tokens / new_tokens
+        self.frequencies = self.frequencies * (stretch + kept_ratio * (1 - stretch))
+        self._fill()
+        self.scale.mul_(1 + 0.2 * math.log(new_tokens / old_tokens))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return functional.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    first, second = x_THC.chunk(2, dim=-1)
+    cos, sin = cos_TC[:, None], sin_TC[:, None]
+    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+
+
+def gate(x_TD: Tensor, weight: Tensor) -> Tensor:
+    """sigmoid of a linear map of the first channels: [T, outputs of weight]."""
+    return torch.sigmoid(functional.linear(x_TD[:, :NUM_GATE_CHANNELS], weight.type_as(x_TD)))
+
+
+def embed(tokens_T: Tensor, table_VD: Tensor, smear_gate: Tensor, smear: Tensor) -> Tensor:
+    """Normed embedding, to which each token but a document's first adds a gated share of the one before it."""
+    x_TD = rms_norm(functional.embedding(tokens_T, table_VD))
+    is_inner = (tokens_T[1:] != END_OF_TEXT)[:, None]
+    share = smear * gate(x_TD[1:], smear_gate) * is_inner
+    return rms_norm(torch.cat([x_TD[:1], x_TD[1:] + (share * x_TD[:-1]).type_as(x_TD)]))
+
+
+def mix(x_TD: Tensor, x0_TD: Tensor, weights: Tensor) -> Tensor:
+    return weights[0].type_as(x_TD) * x_TD + weights[1].type_as(x_TD) * x0_TD
+
+
+def attention_layer(
+    x_TD: Tensor,
+    x0_TD: Tensor,
+    block_weights: Tensor,
+    qkvo: Tensor,
+    head_gate: Tensor,
+    value_weights: Tensor,
+    value_TD: Tensor | None,
+    cos_TC: Tensor,
+    sin_TC: Tensor,
+    scale: Tensor,
+    sight: Sight,
+) -> Tensor:
+    """Mix in the embedding, then add gated attention. qkvo: [D, 4 D], viewed flat as [4, D, D]: Q, K, V, O."""
+    x_TD = mix(x_TD, x0_TD, block_weights)
+    normed_TD = rms_norm(x_TD)
+    num_tokens, dim = x_TD.shape
+    weights = qkvo.type_as(x_TD).view(4, dim, dim)
+    q, k, v = (
+        functional.linear(normed_TD, weights[:3].flatten(end_dim=1)).view(num_tokens, 3, len(head_gate), -1).unbind(1)
+    )
+    q, k = rotate(rms_norm(q), cos_TC, sin_TC), rotate(rms_norm(k), cos_TC, sin_TC)
+    v = value_weights[0].type_as(v) * v
+    if value_TD is not None:
+        v = v + value_weights[1].type_as(v) * value_TD.view_as(v)
+    y_THC = attend(q * scale.type_as(q), k, v, sight)
+    y_THC = y_THC * gate(normed_TD, head_gate)[:, :, None]
+    return x_TD + functional.linear(y_THC.reshape(num_tokens, dim), weights[3])
+
+
+def mlp_layer(x_TD: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Add the MLP with squared ReLU. Both weights are stored [D, 4 D], the shape that attention has."""
+    hidden = functional.relu(functional.linear(rms_norm(x_TD), up.type_as(x_TD).T)).square()
+    return x_TD + functional.linear(hidden, down.type_as(x_TD))
+
+
+def head_loss(x_TD: Tensor, backout_TD: Tensor, backout: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
+    """Sum over tokens of the cross entropy, under logits capped to 0 ... 30: the tanh softcap of 15, shifted by 15."""
+    x_TD = rms_norm(x_TD - backout.type_as(x_TD) * backout_TD)
+    logits_TV = 2 * SOFTCAP * torch.sigmoid(functional.linear(x_TD, head_VD) / (SOFTCAP / 2))
+    return functional.cross_entropy(logits_TV, targets_T, reduction="sum")
+
+
+class Regions(NamedTuple):
+    """The functions that the model calls: plain, or compiled one by one."""
+
+    embed: Callable[..., Tensor] = embed
+    attention_layer: Callable[..., Tensor] = attention_layer
+    mlp_layer: Callable[..., Tensor] = mlp_layer
+    head_loss: Callable[..., Tensor] = head_loss
+
+
+def compiled_regions(backend: str = "inductor") -> Regions:
+    """Every region compiled by itself: five graphs and their backwards, as layers of one structure share theirs."""
+    return Regions(*(torch.compile(region, dynamic=False, fullgraph=True, backend=backend) for region in Regions()))
+
+
+class GPT(nn.Module):
+    """The whole model; `forward` gives the summed loss of one packed row.
+
+    Tables are in the activations' dtype, Muon's matrices and the scalars in fp32; every parameter has a `label`.
+    """
+
+    def __init__(
+        self, config: TrainConfig, *, num_scalars: int, device: torch.device, regions: Regions | None = None
+    ) -> None:
+        super().__init__()
+        dim, vocab_size = config.dim, config.vocab_size
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.dtype = dtype
+        self.regions = regions or Regions()
+        self.rotary = Rotary(config, dtype, device)
+
+        def table(label: str, scale: float) -> nn.Parameter:
+            return _parameter(label, vocab_size, dim, dtype=dtype, device=device, learning_rate_scale=scale)
+
+        def matrices(label: str, count: int, *shape: int, dtype: torch.dtype = torch.float32) -> nn.ParameterList:
+            return nn.ParameterList(_parameter(label, *shape, dtype=dtype, device=device) for _ in range(count))
+
+        self.embed = table("embed", TABLE_LEARNING_RATE_SCALE)
+        self.value_embeds = nn.ParameterList(
+            table(f"value_embed_{number}", TABLE_LEARNING_RATE_SCALE) for number in range(NUM_VALUE_TABLES)
+        )
+        self.lm_head = table("lm_head", 1.0)
+        self.scalars = _parameter(
+            "scalars", num_scalars, device=device, learning_rate_scale=SCALARS_LEARNING_RATE_SCALE
+        )
+        self.smear_gate = _parameter("smear_gate", 1, NUM_GATE_CHANNELS, dtype=dtype, device=device)
+        num_attention, num_mlp = len(ATTENTION_LAYERS), len(MLP_LAYERS)
+        self.attn_gates = matrices("attn_gate", num_attention, config.num_heads, NUM_GATE_CHANNELS, dtype=dtype)
+        self.attn = matrices("attn", num_attention, dim, MLP_RATIO * dim)
+        self.mlp_up = matrices("mlp", num_mlp, dim, MLP_RATIO * dim)
+        self.mlp_down = matrices("mlp", num_mlp, dim, MLP_RATIO * dim)
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        mlp = (weight for pair in zip(self.mlp_up, self.mlp_down, strict=True) for weight in pair)
+        return [self.smear_gate, *self.attn_gates, *self.attn, *mlp]
+
+    def adam_parameters(self) -> list[nn.Parameter]:
+        return [self.embed, *self.value_embeds, self.lm_head, self.scalars]
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """The same values on every rank of one device type: embeddings normal, matrices uniform, what ends a branch 0.
+
+        Q, K, V and MLP-up: standard deviation 0.5 / sqrt(D). O, MLP-down, gates and head start at 0, so the first
+        loss is ln(V).
+        """
+        random = torch.Generator(self.scalars.device).manual_seed(seed)
+        dim = self.embed.shape[1]
+        bound = math.sqrt(3) * 0.5 / math.sqrt(dim)
+        for table in (self.embed, *self.value_embeds):
+            table.normal_(generator=random)
+        for qkvo in self.attn:
+            matrices = qkvo.view(4, dim, dim)
+            matrices[:3].uniform_(-bound, bound, generator=random)
+            matrices[3].zero_()
+        for up in self.mlp_up:
+            up.uniform_(-bound, bound, generator=random)
+        for parameter in (*self.mlp_down, self.smear_gate, *self.attn_gates, self.lm_head):
+            parameter.zero_()
+        self.scalars.copy_(initial_scalars(len(self.scalars)))
+
+    def forward(self, batch: MicroBatch, short: Sight, long: Sight) -> Tensor:
+        """Summed loss of a row, fp32 or bf16 scalar. `short`, `long`: what queries see through either window."""
+        regions, scalars = self.regions, Scalars.unpack(self.scalars)
+        values_TD = [functional.embedding(batch.tokens_T, table) for table in self.value_embeds]
+        x0_TD = regions.embed(batch.tokens_T, self.embed, self.smear_gate, scalars.smear)
+        x_TD = skip_TD = backout_TD = x0_TD
+        for layer in MLP_LAYERS:
+            if layer == SKIP_TO_LAYER:
+                x_TD = x_TD + torch.sigmoid(scalars.skip).type_as(x_TD) * skip_TD
+            if layer in ATTENTION_LAYERS:
+                sight = long if layer in LONG_WINDOW_LAYERS else short
+                x_TD = self._attend(layer, x_TD, x0_TD, values_TD, scalars, sight)
+            else:
+                x_TD = mix(x_TD, x0_TD, scalars.block[layer])
+            number = MLP_LAYERS.index(layer)
+            x_TD = regions.mlp_layer(x_TD, self.mlp_up[number], self.mlp_down[number])
+            skip_TD = x_TD if layer == SKIP_FROM_LAYER else skip_TD
+            backout_TD = x_TD if layer == BACKOUT_LAYER else backout_TD
+        return regions.head_loss(x_TD, backout_TD, scalars.backout, self.lm_head, batch.targets_T)
+
+    def _attend(
+        self, layer: int, x_TD: Tensor, x0_TD: Tensor, values_TD: list[Tensor], scalars: Scalars, sight: Sight
+    ) -> Tensor:
+        number = ATTENTION_LAYERS.index(layer)
+        table = VALUE_TABLE_OF_LAYER.get(layer)
+        return self.regions.attention_layer(
+            x_TD,
+            x0_TD,
+            scalars.block[layer],
+            self.attn[number],
+            self.attn_gates[number],
+            scalars.attention[layer],
+            None if table is None else values_TD[table],
+            self.rotary.cos_TC,
+            self.rotary.sin_TC,
+            self.rotary.scale,
+            sight,
+        )
+
+
+def num_parameters(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _parameter(
+    label: str,
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device,
+    learning_rate_scale: float = 1.0,
+) -> nn.Parameter:
+    """An unfilled parameter with what the optimizers read of it."""
+    parameter = nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
+    parameter.label = label  # type: ignore[attr-defined]
+    parameter.learning_rate_scale = learning_rate_scale  # type: ignore[attr-defined]
+    return parameter
