@@ -54,7 +54,7 @@ def measure_step_time(log: StepLog) -> tuple[StepTime, ...]:
 
 def _measure_rank(rank: int, steps: pl.DataFrame) -> StepTime | None:
     timeline = Timeline.HOST if steps["device_ns"].null_count() == steps.height else Timeline.DEVICE
-    timed = steps.with_columns(time_ns=pl.col(f"{timeline.value}_ns")).drop_nulls("time_ns")
+    timed = steps.with_columns(time_ns=pl.col(f"{timeline.value}_ns")).filter(pl.col("time_ns") > 0)
     clean = timed.filter(pl.col("mark") == Mark.CLEAN)
     if clean.is_empty():
         return None
