@@ -170,8 +170,14 @@ def write_rank_record(run_dir: RunDir, record: RankRecord, *, durable: bool) -> 
 
 
 def close_manifest(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, failure: str | None) -> Manifest:
-    """Write the manifest for the last time: how the run ended, what its ranks said, and every file's checksum."""
-    records = read_rank_records(run_dir)
+    """Write the manifest for the last time: how the run ended, what its ranks said, and every file's checksum.
+
+    A rank that still says it is running did not live to say otherwise: it is written down as failed.
+    """
+    records = [
+        replace(record, status=RunStatus.FAILED) if record.status is RunStatus.RUNNING else record
+        for record in read_rank_records(run_dir)
+    ]
     closed = replace(
         manifest,
         status=status,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -25,7 +26,6 @@ from speedprof.run_dir import (
     RankRecord,
     RunDir,
     RunStatus,
-    close_manifest,
     read_rank_records,
     write_manifest,
 )
@@ -47,6 +47,16 @@ class Launch:
     num_ranks: int
     name: str  # of the preset or program, for the run's id
     device: str  # likewise, such as H200 or cpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended. `failure` says in one line which rank failed and how, `error` is what that rank printed last."""
+
+    status: RunStatus
+    exit_code: int
+    failure: str | None = None
+    error: str | None = None
 
 
 class Watcher:
@@ -97,7 +107,7 @@ def choose_num_ranks(asked: int | None) -> int:
 def create_run(launch: Launch, root: Path, *, run_id: str | None, command: list[str]) -> tuple[RunDir, Manifest]:
     """Make the run directory and its manifest. Raises UsageError where it exists or cannot be made."""
     environment = read_environment(Path.cwd())
-    created = datetime.now(timezone.utc).astimezone()
+    created = datetime.now(UTC).astimezone()
     run_dir = RunDir(root / (run_id or _make_run_id(launch, created, environment["git"])))
     try:
         run_dir.path.mkdir(parents=True)
@@ -126,8 +136,8 @@ def create_run(launch: Launch, root: Path, *, run_id: str | None, command: list[
     return run_dir, manifest
 
 
-def run(launch: Launch, run_dir: RunDir, manifest: Manifest, watcher: Watcher) -> tuple[Manifest, int]:
-    """Run the program to its end and close the run. Returns the closed manifest and the exit code of the capture."""
+def run(launch: Launch, run_dir: RunDir, watcher: Watcher) -> Outcome:
+    """Run the program to its end, or to that of the plan. The manifest is still open afterwards."""
     with open(run_dir.launcher_log_path, "wb") as log, _interrupts() as received:
         process = subprocess.Popen(
             build_command(launch, run_dir),
@@ -141,8 +151,7 @@ def run(launch: Launch, run_dir: RunDir, manifest: Manifest, watcher: Watcher) -
             _watch(process, run_dir, watcher, received)
         finally:
             _end_all(process, run_dir)
-        status, failure, exit_code = _judge(process.returncode, run_dir, launch.num_ranks, received)
-        return close_manifest(run_dir, manifest, status=status, failure=failure), exit_code
+        return _judge(process.returncode, run_dir, launch.num_ranks, received)
 
 
 def build_command(launch: Launch, run_dir: RunDir) -> list[str]:
@@ -154,14 +163,20 @@ def build_command(launch: Launch, run_dir: RunDir) -> list[str]:
     ]
 
 
-def find_culprit(records: list[RankRecord]) -> RankRecord | None:
-    """The rank that failed first: one that died without a word, else the first to write down an error.
+def find_culprit(records: list[RankRecord], launcher_log: str) -> RankRecord | None:
+    """The rank that failed first: one that a signal killed, one that died without a word, or the first to write
+    down an error of its own.
 
-    When a rank dies, the others fail in turn as their connections break.
+    When a rank dies, the others fail in turn as their connections break; such an error counts only where there is
+    no other.
     """
-    silent = [record for record in records if record.status is RunStatus.RUNNING]
-    spoken = [record for record in records if record.status is RunStatus.FAILED]
-    return min(silent + spoken, key=lambda record: (record.failed_at_ns or 0, record.rank), default=None)
+    failed = [record for record in records if record.status in {RunStatus.RUNNING, RunStatus.FAILED}]
+
+    def order(record: RankRecord) -> tuple[bool, bool, int, int]:
+        was_killed = _killing_signal(record, launcher_log) is not None
+        return not was_killed, _is_broken_connection(record.error or ""), record.failed_at_ns or 0, record.rank
+
+    return min(failed, key=order, default=None)
 
 
 def _make_run_id(launch: Launch, created: datetime, git: dict[str, str | bool | None]) -> str:
@@ -208,27 +223,43 @@ def _end_all(process: subprocess.Popen[bytes], run_dir: RunDir) -> None:
     process.wait()
 
 
-def _judge(returncode: int, run_dir: RunDir, num_ranks: int, received: list[int]) -> tuple[RunStatus, str | None, int]:
-    """How the run ended: its status, the failure in words, and the exit code of the capture."""
+def _judge(returncode: int, run_dir: RunDir, num_ranks: int, received: list[int]) -> Outcome:
     records = read_rank_records(run_dir)
     if received:
-        return RunStatus.INTERRUPTED, None, 128 + received[0]
-    if len(records) < num_ranks:
-        return RunStatus.FAILED, f"the ranks did not start; see {run_dir.launcher_log_path}", ExitCode.PROGRAM_FAILED
-    culprit = find_culprit(records)
+        return Outcome(status=RunStatus.INTERRUPTED, exit_code=128 + received[0])
+    launcher_log = run_dir.launcher_log_path.read_text(errors="replace")
+    culprit = find_culprit(records, launcher_log)
     if culprit is not None:
-        return RunStatus.FAILED, _describe(culprit), ExitCode.PROGRAM_FAILED
-    if returncode:
-        return RunStatus.FAILED, f"torch.distributed.run exited with {returncode}", ExitCode.PROGRAM_FAILED
-    statuses = {record.status for record in records}
-    return (RunStatus.COMPLETE if statuses == {RunStatus.COMPLETE} else RunStatus.PARTIAL), None, ExitCode.FINE
+        failure = _describe(culprit, records, launcher_log)
+        return Outcome(status=RunStatus.FAILED, exit_code=ExitCode.PROGRAM_FAILED, failure=failure, error=culprit.error)
+    if returncode or len(records) < num_ranks:
+        failure = f"{len(records)} of {num_ranks} ranks started, torch.distributed.run exited with {returncode}"
+        return Outcome(status=RunStatus.FAILED, exit_code=ExitCode.PROGRAM_FAILED, failure=failure, error=launcher_log)
+    is_complete = all(record.status is RunStatus.COMPLETE for record in records)
+    return Outcome(status=RunStatus.COMPLETE if is_complete else RunStatus.PARTIAL, exit_code=ExitCode.FINE)
 
 
-def _describe(culprit: RankRecord) -> str:
-    where = "before its first step" if culprit.last_step is None else f"in step {culprit.last_step}"
+def _describe(culprit: RankRecord, records: list[RankRecord], launcher_log: str) -> str:
+    last_step = max((record.last_step for record in records if record.last_step is not None), default=None)
+    where = "before its first step" if last_step is None else f"about step {last_step}"
     if culprit.status is RunStatus.RUNNING:
-        return f"rank {culprit.rank} died {where} without a word: killed from outside or crashed"
-    return f"rank {culprit.rank} failed {where} with exit code {culprit.exit_code}: {culprit.error}"
+        killer = _killing_signal(culprit, launcher_log)
+        cause = f"killed by {killer}" if killer else "killed from outside or crashed"
+        return f"rank {culprit.rank} died {where} without a word: {cause}"
+    return f"rank {culprit.rank} failed {where} and exited with {culprit.exit_code}"
+
+
+def _killing_signal(record: RankRecord, launcher_log: str) -> str | None:
+    """The signal that ended the rank, as torch.distributed.run reports it; None where it ended by itself."""
+    found = re.search(rf"Signal \d+ \((\w+)\) received by PID {record.pid}\b", launcher_log)
+    return found and found[1]
+
+
+def _is_broken_connection(error: str) -> bool:
+    return (
+        re.search(r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|remote process exited", error)
+        is not None
+    )
 
 
 @contextlib.contextmanager

@@ -246,7 +246,11 @@ def run_program(session: CaptureSession, program: str, arguments: list[str], log
     sys.argv = [program, *arguments]
     exit_code, status = 0, RunStatus.COMPLETE
     try:
-        _run_as_main(program)
+        try:
+            _run_as_main(program)
+        finally:
+            # From here on things are written down, and a signal would cut that short.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
     except CaptureFinished:
         pass
@@ -257,11 +261,11 @@ def run_program(session: CaptureSession, program: str, arguments: list[str], log
         status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
         if exit_code:
             session.fail(exit_code=exit_code, error=_last_line(log_path))
-    except BaseException:
+    except BaseException as error:
         exit_code = 1
-        session.fail(exit_code=exit_code, error=traceback.format_exc())
-        traceback.print_exc()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # closing takes seconds, and a second signal would cut it short
+        text = _own_traceback(error)
+        session.fail(exit_code=exit_code, error=text)
+        print(text, file=sys.stderr)
     session.close(status, exit_code=exit_code)
     return exit_code
 
@@ -273,6 +277,15 @@ def _run_as_main(program: str) -> None:
     else:
         sys.path.insert(0, os.getcwd())
         runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def _own_traceback(error: BaseException) -> str:
+    """The traceback as the program alone would have printed it, without this session's frames above it."""
+    ours = {__file__, "<frozen runpy>"}
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename in ours and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
 
 
 def _code_of(stop: SystemExit) -> int:

@@ -132,7 +132,7 @@ class StepClock:
             copy = torch.empty((), dtype=value.dtype, pin_memory=True)
             self._open.metrics.append((name, copy.copy_(value.detach().reshape(()), non_blocking=True)))
         else:
-            self._open.row[METRIC_PREFIX + name] = float(value)
+            self._open.row[METRIC_PREFIX + name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
 
     def phase_began(self, name: str) -> None:
         if name != self._phases[-1]:
