@@ -101,13 +101,13 @@ def varlen_attention(
         max_document_tokens,
         max_document_tokens,
         0.0,
-        True,
+        False,  # the window's right side of 0 makes it causal
         False,
         scale=1.0,
         window_size_left=window,
         window_size_right=0,
     )
-    return y_THC, lse_HT
+    return y_THC.contiguous(), lse_HT
 
 
 @varlen_attention.register_fake
@@ -115,7 +115,7 @@ def _(
     q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, cu_seqlens: Tensor, max_document_tokens: int, window: int
 ) -> tuple[Tensor, Tensor]:
     num_tokens, num_heads, _ = q_THC.shape
-    return torch.empty_like(q_THC), q_THC.new_empty((num_heads, num_tokens), dtype=torch.float32)
+    return q_THC.new_empty(q_THC.shape), q_THC.new_empty((num_heads, num_tokens), dtype=torch.float32)
 
 
 @torch.library.custom_op("trainer::varlen_attention_backward", mutates_args=())
@@ -145,14 +145,14 @@ def _varlen_attention_backward(
         max_document_tokens,
         max_document_tokens,
         0.0,
-        True,
+        False,
         random_state,
         unused,
         scale=1.0,
         window_size_left=window,
         window_size_right=0,
     )
-    return dq_THC, dk_THC, dv_THC
+    return dq_THC.contiguous(), dk_THC.contiguous(), dv_THC.contiguous()
 
 
 @_varlen_attention_backward.register_fake
@@ -167,7 +167,7 @@ def _(
     max_document_tokens: int,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q_THC), torch.empty_like(k_THC), torch.empty_like(v_THC)
+    return q_THC.new_empty(q_THC.shape), k_THC.new_empty(k_THC.shape), v_THC.new_empty(v_THC.shape)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -67,7 +67,7 @@ class Training:
             with self._mark("train"):
                 loss_sum = self.train_step(step)
             if step % self.config.log_interval == 0 or step == num_steps - 1:
-                self._log.write(step, num_steps, loss_sum / self._num_step_tokens, self.muon.learning_rate)
+                self._log.write(step, loss_sum / self._num_step_tokens, self.muon.learning_rate)
             if interval is not None and (step + 1) % interval == 0 and step + 1 < num_steps:
                 self.validate(step + 1)
         self._log.flush()
@@ -214,34 +214,50 @@ def write_header(training: Training, data: TrainingData) -> None:
 
 
 class _LossLog:
-    """Lines of the training log on rank 0, each written when the next is due, so that the host never waits for it."""
+    """Lines of the training log on rank 0. On a GPU each is written when the next is due: its loss has arrived by then,
+    so the host never waits for it."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._is_on = ranks.is_first
         self._is_cuda = ranks.device.type == "cuda"
-        self._pending: tuple[str, Tensor, str] | None = None
-        self._last = (0, time.perf_counter_ns())
+        self._pending: _Line | None = None
+        self._last_step = 0
+        self._last_ns = time.perf_counter_ns()
 
-    def write(self, step: int, num_steps: int, loss: Tensor, learning_rate: float) -> None:
+    def write(self, step: int, loss: Tensor, learning_rate: float) -> None:
+        """Note a step's mean loss, a tensor on the device; milliseconds are the host's since the last line."""
         if not self._is_on:
             return
         self.flush()
-        last_step, last_ns = self._last
-        self._last = (step, time.perf_counter_ns())
-        step_ms = (self._last[1] - last_ns) / max(step - last_step, 1) / 1e6
-        copy = loss.to("cpu", non_blocking=True) if self._is_cuda else loss
-        self._pending = (
-            f"step {step:>5}/{num_steps}  train loss",
-            copy,
-            f"lr {learning_rate:.5f}  {step_ms:.1f} ms/step",
-        )
-        if not self._is_cuda:
+        now_ns = time.perf_counter_ns()
+        step_ms = (now_ns - self._last_ns) / max(step - self._last_step, 1) / 1e6
+        self._last_step, self._last_ns = step, now_ns
+        rest = f"lr {learning_rate:.5f}  {step_ms:.1f} ms/step"
+        self._pending = _Line(step=step, loss=loss, arrived=None, rest=rest)
+        if self._is_cuda:
+            # Only pinned memory takes a copy that the host does not wait for.
+            copy = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            self._pending = _Line(step=step, loss=copy, arrived=arrived, rest=rest)
+        else:
             self.flush()
 
     def flush(self) -> None:
-        """Write the line that is pending; its loss was copied a whole interval ago, except at the end."""
+        """Write the line that is pending, if any."""
         if self._pending is None:
             return
-        before, loss, after = self._pending
-        print(f"{before} {loss.item():.4f}  {after}", flush=True)
-        self._pending = None
+        line, self._pending = self._pending, None
+        if line.arrived is not None:
+            line.arrived.synchronize()
+        print(f"step {line.step:>5}  train loss {line.loss.item():.4f}  {line.rest}", flush=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A line whose loss may still be on its way to the host."""
+
+    step: int
+    loss: Tensor
+    arrived: torch.cuda.Event | None
+    rest: str

@@ -42,13 +42,8 @@ def read_shard(path: Path) -> Tokens:
     Raises TrainerError (unreadable input) for a file that cannot be read, is no shard, is cut short or holds ids
     that GPT-2's vocabulary does not have.
     """
-    try:
-        num_tokens = read_header(path)
-        tokens: Tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
-    except OSError as error:
-        raise TrainerError(
-            f"{path}: {error.strerror or error}; check the path and its rights", UNREADABLE_INPUT
-        ) from error
+    num_tokens = read_header(path)
+    tokens: Tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
     largest = int(tokens.max())
     if largest >= VOCABULARY_SIZE:
         raise _bad_shard(
@@ -58,9 +53,8 @@ def read_shard(path: Path) -> Tokens:
 
 
 def read_header(path: Path) -> int:
-    """The number of tokens, checked against the file's size."""
-    with open(path, "rb") as file:
-        header = file.read(HEADER_BYTES)
+    """The number of tokens, checked against the file's size. Raises TrainerError as `read_shard` does."""
+    header, num_bytes = _read_first_bytes(path)
     if len(header) < HEADER_BYTES:
         raise _bad_shard(path, f"is {len(header)} bytes long, shorter than a shard's header", _REMAKE)
     magic, version, num_tokens = (int(number) for number in np.frombuffer(header, dtype="<i4", count=3))
@@ -70,10 +64,19 @@ def read_header(path: Path) -> int:
         raise _bad_shard(path, f"has shard version {version}, expected {VERSION}", _REMAKE)
     if num_tokens < 1:
         raise _bad_shard(path, f"holds {num_tokens} tokens", _REMAKE)
-    present = (path.stat().st_size - HEADER_BYTES) // _TOKEN_BYTES
+    present = (num_bytes - HEADER_BYTES) // _TOKEN_BYTES
     if present < num_tokens:
         raise _bad_shard(path, f"holds {present} of the {num_tokens} tokens that its header promises", _REMAKE)
     return num_tokens
+
+
+def _read_first_bytes(path: Path) -> tuple[bytes, int]:
+    """The header's bytes, as many as there are, and the size of the file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise _bad_shard(path, error.strerror or str(error), "check the path and its rights") from error
 
 
 def _bad_shard(path: Path, problem: str, next_step: str) -> TrainerError:

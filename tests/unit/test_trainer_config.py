@@ -1,0 +1,70 @@
+"""The configuration refuses what contradicts itself, in one line that says what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer import config as configs
+from trainer.errors import WRONG_USAGE, TrainerError
+
+
+def test_record_has_the_published_sizes() -> None:
+    record = configs.preset("record_134")
+    assert record.num_steps == 2225
+    assert [record.tokens_per_step(ranks) for ranks in (1, 2, 4, 8)] == [262_144] * 4
+    assert [record.accumulation_steps(ranks) for ranks in (1, 2, 4, 8)] == [8, 4, 2, 1]
+    assert record.head_dim == 128
+
+
+def test_tiny_takes_one_row_per_rank_whatever_their_number() -> None:
+    tiny = configs.preset("tiny_cpu")
+    assert [tiny.accumulation_steps(ranks) for ranks in (1, 3, 5)] == [1, 1, 1]
+    assert tiny.tokens_per_step(3) == 3 * tiny.micro_batch_tokens
+
+
+def test_ranks_that_do_not_divide_the_step_are_refused() -> None:
+    with pytest.raises(TrainerError, match="3 ranks do not divide the 8 micro-batches") as caught:
+        configs.preset("record_134").accumulation_steps(3)
+    assert caught.value.exit_code == WRONG_USAGE
+
+
+def test_settings_take_every_type() -> None:
+    changed = configs.with_settings(
+        configs.preset("tiny_cpu"),
+        ["dim=32", "cooldown_ratio=0.25", "compile=off", "window_blocks=1,2", "num_scalars=56", "validation_interval=none"],
+    )
+    assert (changed.dim, changed.cooldown_ratio, changed.compile) == (32, 0.25, "off")
+    assert (changed.window_blocks, changed.num_scalars, changed.validation_interval) == ((1, 2), 56, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("dimm=3", "no field 'dimm'; the fields are seed, dim,"),
+        ("preset=x", "no field 'preset'"),
+        ("dim=wide", "dim takes a whole number"),
+        ("dim", "dim takes a whole number"),
+        ("compile=always", "compile takes model or blocks or off"),
+        ("num_scalars=few", "num_scalars takes a whole number or none"),
+        ("dim=65", "dim=65 must be"),
+        ("max_documents=0", "max_documents=0 must be 1 or more"),
+        ("max_document_tokens=1000", "is over micro_batch_tokens"),
+        ("attention=flex", "works with attention=reference"),
+        ("cooldown_ratio=0", "must be over 0"),
+        ("num_scheduled_steps=0", "must be 1 or more"),
+        ("num_extension_steps=-1", "must not be negative"),
+        ("window_blocks=0,1", "numbers of 1 or more"),
+        ("vocab_size=1", "must be 2 or more"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: str, says: str) -> None:
+    with pytest.raises(TrainerError) as caught:
+        configs.with_settings(configs.preset("tiny_cpu"), [setting])
+    assert says in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.exit_code == WRONG_USAGE
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(TrainerError, match="tiny_cpu, record_134"):
+        configs.preset("huge")
