@@ -126,7 +126,8 @@ class DistAdam:
     3. every group: wait for its parameter; copy it back into the model.
 
     Where the rows divide by the world size, gradients leave from `.grad` and the gather writes straight into the
-    parameter, so that the copy is empty; else both go through a padded buffer. Every group passes every stage.
+    parameter, so that copy_back is empty; else both go through a padded buffer, filled in reduce_scatter. Every
+    group passes every stage, empty or not. On CUDA the wait stages take the host no time (see Muon).
 
     After `reduce_in_backward(True)`, pass 1 happens in hooks while backward still runs: in CUDA programs on the
     autograd thread, and its annotations with it. Arm it before the last micro-batch's backward, or gradients
@@ -158,7 +159,7 @@ class DistAdam:
         self._update = torch.compile(adam_update, dynamic=False) if compile else adam_update
         self._reduces_in_backward = False
         for group in self._groups:
-            group.parameter.register_post_accumulate_grad_hook(self._hook(group))  # type: ignore[no-untyped-call]
+            group.parameter.register_post_accumulate_grad_hook(self._hook(group))
 
     def reduce_in_backward(self, armed: bool) -> None:
         """Whether the next backward starts the reduce-scatter of each gradient as soon as it is whole."""

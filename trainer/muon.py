@@ -98,7 +98,8 @@ def muon_update(
 
     Cautious weight decay (arXiv 2510.12402) shrinks only the values that the step itself moves towards zero.
     """
-    update = normuon_scale(direction.float(), mean_square, beta2).view(parameters.shape)
+    # Not view: tall matrices come transposed.
+    update = normuon_scale(direction.float(), mean_square, beta2).reshape(parameters.shape)
     value = parameters.float()
     shrinking = torch.where(update * value >= 0, value, 0)
     parameters.copy_(value - (update + shrinking * decay) * scale * learning_rate)
@@ -179,7 +180,10 @@ class Muon:
     3. every group: wait for its parameters; copy them back into the model.
 
     So a group's transfers hide behind the other groups' mathematics. Each stage is an annotated range around
-    uncompiled calls. A rank that owns only padding passes every stage too, with nothing to do in two of them.
+    the calls: reduce_scatter holds the stacking too, newton_schulz the momentum, update the neuron normalisation.
+    A rank that owns only padding passes every stage as well, with nothing to do in those two.
+
+    On CUDA the wait stages take the host no time: they make the current stream wait, and the range marks that place.
 
     parameters       matrices with a `label` of MUON_LABELS and, optionally, a `learning_rate_scale`
     learning_rate    the size of a step; may be set between steps, like `momentum`

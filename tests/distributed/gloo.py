@@ -1,4 +1,4 @@
-"""Runs a function on a few gloo ranks of this machine's CPU, each in a process of its own."""
+"""Runs a function on a few ranks of this machine, each in a process of its own: gloo on the CPU, or NCCL."""
 
 import contextlib
 import multiprocessing
@@ -22,8 +22,10 @@ class RankFailedError(AssertionError):
     """A rank raised, died or did not finish; says which, with its own traceback."""
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, time_limit_s: float = 120.0) -> list[Any]:
-    """What `function(*args)` returns on each rank of a fresh gloo group, in rank order.
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, time_limit_s: float = 120.0, backend: str = "gloo"
+) -> list[Any]:
+    """What `function(*args)` returns on each rank of a fresh process group, in rank order; with nccl, a GPU each.
 
     The function must be importable by name (pickled), and so must what it returns. Raises RankFailedError.
     """
@@ -36,7 +38,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, time_li
         rendezvous = (Path(folder) / "rendezvous").as_uri()
         for rank in range(world_size):
             results[rank], sender = context.Pipe(duplex=False)
-            call = (function, rank, world_size, rendezvous, args, time_limit_s, sender)
+            call = (function, rank, world_size, rendezvous, args, time_limit_s, backend, sender)
             processes[rank] = context.Process(target=_run_rank, args=call, daemon=True)
             processes[rank].start()
             stack.callback(_end, processes[rank])
@@ -81,14 +83,17 @@ def _run_rank(
     rendezvous: str,
     args: tuple[Any, ...],
     time_limit_s: float,
+    backend: str,
     sender: Connection,
 ) -> None:
     warnings.simplefilter("error")  # as pytest's settings do in its own process, with the same exception:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")  # torch's own use of old parts
     torch.set_num_threads(1)
     try:
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         dist.init_process_group(
-            "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(seconds=time_limit_s)
+            backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(seconds=time_limit_s)
         )
         outcome = (True, function(*args))
     except BaseException:  # whatever ended this rank, its traceback is what the test needs

@@ -85,6 +85,15 @@ def test_decay_shrinks_only_what_the_step_moves_towards_zero():
     torch.testing.assert_close(parameters, torch.tensor([[[1.4, -2.3], [-1.4, 2.3]]]))
 
 
+def test_tall_attention_matrices_go_back_to_their_four_parts():
+    matrices = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(6)).view(4, 12, 8)
+    parameters = torch.zeros(1, 12, 32)
+    one, none = torch.tensor(1.0), torch.tensor(0.0)
+    muon_update(parameters, orthogonalise(matrices), torch.zeros(4, 12, 1), one.view(1, 1, 1), one, none, beta2=0.0)
+    columns = parameters.view(4, 12, 8).mT @ matrices
+    assert (columns.diagonal(dim1=-2, dim2=-1) < 0).all()  # each part moves against its own gradient
+
+
 def test_tall_matrices_step_further():
     assert shape_scale((32, 8)) == 2
     assert shape_scale((8, 8)) == shape_scale((8, 32)) == 1
