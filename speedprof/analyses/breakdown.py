@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from speedprof.trace.model import Timeline
+import numpy as np
+import polars as pl
+
+from speedprof.trace.intervals import Int64s, Intervals, clip, covered_before, join, overlap, union
+from speedprof.trace.model import Timeline, Trace
+from speedprof.trace.occupied import Occupied, find_occupied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +64,72 @@ class Breakdown:
     def overlap_ratio(self) -> float | None:
         """The share of communication that compute hides; None where there is no communication."""
         return self.overlapped_communication_ns / self.communication_ns if self.communication_ns else None
+
+
+def measure_breakdown(trace: Trace) -> Breakdown:
+    """The partition of the rank's capture and of each of its segments, in ns on the trace's timeline.
+
+        compute        ####    ######
+        communication    ######    ####
+        copy                  #####   ####
+        partition      CCCCMMMMCCCCCCMMPP        C compute, M exposed communication, P exposed copy
+
+    On the device the capture runs from the start of the first device event to the end of the last; compute includes
+    sets of memory. On the host it runs from the first host step to the end of the last, or without steps over all
+    operators; nothing is a copy there. The parts are unions over all streams or threads, never sums of durations.
+    """
+    occupied = find_occupied(trace)
+    start, end = find_window(trace)
+    borders = _find_segments(trace, start, end)
+    times = np.array([start, *(segment_start for _, segment_start in borders[1:]), end], dtype=np.int64)
+    segments = tuple(
+        Segment(step=step, start_ns=int(times[at]), end_ns=int(times[at + 1]), partition=partition)
+        for at, ((step, _), partition) in enumerate(zip(borders, _partition(occupied, times), strict=True))
+    )
+    communication = clip(occupied.communication, start, end)
+    return Breakdown(
+        rank=trace.rank,
+        timeline=trace.timeline,
+        partition=_partition(occupied, np.array([start, end], dtype=np.int64))[0],
+        communication_ns=communication.length,
+        overlapped_communication_ns=overlap(communication, occupied.compute),
+        segments=segments,
+    )
+
+
+def find_window(trace: Trace) -> tuple[int, int]:
+    """Start and end of the rank's capture on its timeline, in ns; (0, 0) where nothing was recorded."""
+    if trace.timeline is Timeline.DEVICE:
+        table = trace.kernels
+    elif len(trace.steps):
+        table = trace.steps
+    else:
+        table = pl.concat([trace.ops.select("start_ns", "end_ns"), trace.collectives.select("start_ns", "end_ns")])
+    if table.is_empty():
+        return 0, 0
+    start, end = table.select(pl.col("start_ns").min(), pl.col("end_ns").max()).row(0)
+    return int(start), int(end)
+
+
+def _find_segments(trace: Trace, start: int, end: int) -> list[tuple[int | None, int]]:
+    """Step and start of each segment, in order; a capture that begins before its first window begins with None."""
+    windows = trace.steps.filter(pl.col("start_ns").is_not_null())
+    segments: list[tuple[int | None, int]] = [(step, at) for step, at in windows.select("step", "start_ns").iter_rows()]
+    return segments if segments and segments[0][1] == start else [(None, start), *segments]
+
+
+def _partition(occupied: Occupied, times: Int64s) -> list[Partition]:
+    """The partition of each window between one time and the next."""
+    layers: Sequence[Intervals] = (
+        occupied.compute,
+        join(occupied.compute, occupied.communication),
+        join(occupied.compute, occupied.communication, occupied.copy),
+        union(times[:1], times[-1:]),
+    )
+    # Each layer holds the one before it, so what a layer adds is the difference of what the two cover.
+    covered = np.stack([np.diff(covered_before(layer, times)) for layer in layers])
+    parts = np.diff(covered, axis=0, prepend=0)
+    return [
+        Partition(compute_ns=compute, exposed_communication_ns=communication, exposed_copy_ns=copy, idle_ns=idle)
+        for compute, communication, copy, idle in parts.T.tolist()
+    ]

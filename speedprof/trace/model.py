@@ -17,7 +17,13 @@ class Timeline(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorBudget:
-    """How much of the device's work is known only in part. All zero on a host timeline."""
+    """How much of the device's work is known only in part, in events. All zero on a host timeline.
+
+    `unlinked`: no launch was recorded. `cut`: the border of the capture cuts it from its launch or from its start or
+    end (an unlinked event with no linked one before it on its stream; an event not within the profiler's own span).
+    `crossing`: begins inside an earlier event of its stream and outlasts it; viewers that nest slices drop it.
+    `zero_length`: ends when it begins; kept, and counts for nothing in a union.
+    """
 
     device_events: int
     unlinked: int

@@ -1,0 +1,178 @@
+"""One event of a Kineto file, decoded from JSON: fast where the text is sound, forgiving where it is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from speedprof.trace.intervals import Int64s
+from speedprof.units import NS_PER_US
+
+# Stands for an absent number between decoding and the finished table, where it becomes null.
+ABSENT = -(2**63)
+
+Int64 = Annotated[int, msgspec.Meta(ge=ABSENT, le=2**63 - 1)]
+
+
+class Args(msgspec.Struct, gc=False, frozen=True):
+    """The arguments of an event that tables are made of; all others are skipped while decoding."""
+
+    correlation: Int64 = ABSENT
+    stream: int | str | None = None
+    device: int | str | None = None
+    external_id: Int64 = msgspec.field(default=ABSENT, name="External id")
+    collective: str | None = msgspec.field(default=None, name="Collective name")
+    in_elements: Int64 = msgspec.field(default=ABSENT, name="In msg nelems")
+    out_elements: Int64 = msgspec.field(default=ABSENT, name="Out msg nelems")
+    group_size: Int64 = msgspec.field(default=ABSENT, name="Group size")
+    dtype: str | None = None
+    process_group: str | None = msgspec.field(default=None, name="Process Group Name")
+    seq: Int64 = msgspec.field(default=ABSENT, name="Seq")
+
+
+_NO_ARGS = Args()
+
+
+class Event(msgspec.Struct, gc=False):
+    """An event; `ts` and `dur` are µs after the file's base time, and text where a float would lose digits."""
+
+    ph: str = ""
+    cat: str | None = None
+    name: str = ""
+    tid: int | str = 0
+    ts: int | float | str | None = None
+    dur: int | float | str | None = None
+    args: Args = msgspec.field(default_factory=lambda: _NO_ARGS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvage:
+    """What a forgiving pass got out of a piece of an event array.
+
+    `rest` is the text from which on nothing could be told yet; `closed` says that the array ended before it.
+    """
+
+    events: list[Event]
+    num_broken: int
+    rest: bytes
+    closed: bool
+
+
+_decode_list = msgspec.json.Decoder(list[Event]).decode
+
+
+def decode_events(piece: bytes) -> list[Event] | None:
+    """The events of `piece`, the whole elements of a JSON array, or None where it is not that or loses digits."""
+    try:
+        events = _decode_list(b"[" + piece + b"]")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if _loses_digits(events) else events
+
+
+# Below this many µs a float64 tells any two ns apart: its spacing is at most 2**-10 µs, so that
+# rounding a thousand times the float gives the written ns back. Kineto's base time keeps ts below it.
+_EXACT_FLOAT_US = 2.0**43
+
+
+def _loses_digits(events: list[Event]) -> bool:
+    return any(type(event.ts) is float and event.ts > _EXACT_FLOAT_US for event in events)
+
+
+def to_ns(values: Sequence[int | float | str | None]) -> tuple[Int64s, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Times in µs as whole ns, and which of them are sound: neither absent, negative, infinite nor NaN nor absurd.
+
+    Exact to the ns: decimals of the text are never lost. What is not sound is 0.
+    """
+    try:
+        us = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        us = np.array([np.nan], dtype=np.float64)
+    # Every whole number of µs below 2**53 is a float, but a thousand times it may not be.
+    if len(us) != len(values) or not (np.abs(us) <= _EXACT_FLOAT_US).all():
+        if all(type(value) is int and 0 <= value <= MAX_US for value in values):
+            return np.array(values, dtype=np.int64) * NS_PER_US, np.ones(len(values), dtype=np.bool_)
+        exact = [_exact_ns(value) for value in values]
+        sound = np.array([ns is not None for ns in exact], dtype=np.bool_)
+        return np.array([0 if ns is None else ns for ns in exact], dtype=np.int64), sound
+    sound = us >= 0
+    return np.where(sound, np.rint(us * NS_PER_US), 0).astype(np.int64), sound
+
+
+# The year 2096 in µs since 1970: beyond it a time is an error, and within it sums stay far from overflow.
+MAX_US = 4_000_000_000_000_000
+
+
+def _exact_ns(value: int | float | str | None) -> int | None:
+    if type(value) is int:
+        return value * NS_PER_US if 0 <= value <= MAX_US else None
+    if value is None:
+        return None
+    try:
+        us = Decimal(value)
+        return int((us * NS_PER_US).to_integral_value()) if 0 <= us <= MAX_US else None
+    except ArithmeticError:
+        return None
+
+
+class _Literal(str):
+    """A number of the text that is not whole, as written."""
+
+    __slots__ = ()
+
+
+_forgiving = json.JSONDecoder(strict=False, parse_float=_Literal, parse_constant=_Literal)
+_GAP = re.compile(r"[\s,]*")
+_NEXT_EVENT = re.compile(r"\}\s*,\s*(?=\{)")
+
+
+def salvage_events(piece: bytes) -> Salvage:
+    """The events of a damaged `piece` one by one: control characters, NaN and unknown types pass or cost one event.
+
+    Far slower than decode_events, and used only for the piece of about a megabyte that is damaged.
+    """
+    text = piece.decode("utf-8", errors="replace")
+    events: list[Event] = []
+    num_broken = 0
+    at = _skip_gap(text, 0)
+    while at < len(text) and text[at] != "]":
+        try:
+            value, end = _forgiving.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            border = _NEXT_EVENT.search(text, at)
+            if border is None:
+                break
+            num_broken += 1
+            at = border.end()
+            continue
+        event = _to_event(value)
+        if event is None:
+            num_broken += 1
+        else:
+            events.append(event)
+        at = _skip_gap(text, end)
+    closed = at < len(text) and text[at] == "]"
+    return Salvage(events=events, num_broken=num_broken, rest=text[at + closed :].encode(), closed=closed)
+
+
+def _skip_gap(text: str, at: int) -> int:
+    gap = _GAP.match(text, at)
+    return at if gap is None else gap.end()
+
+
+def _to_event(value: object) -> Event | None:
+    if not isinstance(value, dict):
+        return None
+    if value.get("args") is None:
+        value.pop("args", None)
+    try:
+        return msgspec.convert(value, Event)
+    except (msgspec.ValidationError, OverflowError, RecursionError):
+        return None

@@ -1,0 +1,108 @@
+"""Read a file that torch.profiler wrote (Kineto's JSON, plain or gzip) into a Trace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speedprof.errors import UnreadableError
+from speedprof.trace.assemble import RawTrace, assemble
+from speedprof.trace.event_stream import EventStream
+from speedprof.trace.kernels import COLLECTIVE_PATTERNS, CollectivePattern
+from speedprof.trace.model import Trace
+from speedprof.trace.ranges import is_range_among_ops
+from speedprof.trace.raw_columns import ColumnGatherer, RawEvents, Source
+from speedprof.trace.unpack import ReadLimits, read_blocks
+
+_RANK_IN_NAME = re.compile(r"(?:rank|worker)[_-]?(\d{1,9})", re.IGNORECASE)
+# Year 2096: with the largest time after it, still far from the end of int64.
+_MAX_BASE_NS = 4_000_000_000_000_000_000
+
+
+def read_kineto(
+    path: Path | str,
+    *,
+    limits: ReadLimits | None = None,
+    patterns: Sequence[CollectivePattern] = COLLECTIVE_PATTERNS,
+) -> Trace:
+    """The trace of one rank. Times are exact to the ns where the file has µs with decimals, to the µs in old files.
+
+    A damaged file gives what can be read of it, and `notes` that say what is missing.
+    Raises UnreadableError for what holds no event of a Kineto trace.
+    """
+    path = Path(path)
+    notes: list[str] = []
+    blocks = read_blocks(path, limits or ReadLimits(), notes.append)
+    stream = EventStream(path=path, blocks=blocks, note=notes.append)
+    gatherer = ColumnGatherer()
+    for events in stream:
+        gatherer.add(events)
+    num_broken = stream.num_broken + gatherer.num_broken
+    if num_broken:
+        notes.append(f"{num_broken} damaged events were skipped")
+    rank = _find_rank(path, stream.metadata, notes)
+    raw = _gather(gatherer, _find_base_ns(stream.metadata, notes), rank, notes)
+    if not (len(raw.ops) or len(raw.ranges) or len(raw.device) or len(raw.launches)):
+        raise UnreadableError(
+            f"{path} holds no operator, range or kernel of a Kineto trace", next_step="name a file of torch.profiler"
+        )
+    return assemble(raw, patterns)
+
+
+def _gather(gatherer: ColumnGatherer, base_ns: int, rank: int, notes: list[str]) -> RawTrace:
+    operators = gatherer.gathered(Source.OP, base_ns)
+    annotations = gatherer.gathered(Source.ANNOTATION, base_ns)
+    texts = [_sound_text(name) for name in gatherer.names]
+    is_range = np.array([is_range_among_ops(text) for text in texts], dtype=np.bool_)
+    is_gloo = np.array([text.startswith("gloo:") for text in texts], dtype=np.bool_)
+    range_op, gloo_op, gloo = is_range[operators.name], is_gloo[operators.name], is_gloo[annotations.name]
+    return RawTrace(
+        rank=rank,
+        notes=tuple(notes),
+        texts=texts,
+        categories=list(gatherer.categories),
+        ops=operators.take(~range_op & ~gloo_op),
+        ranges=_merge(operators.take(range_op), annotations.take(~gloo)),
+        gloo=_merge(operators.take(gloo_op), annotations.take(gloo)),
+        launches=gatherer.gathered(Source.LAUNCH, base_ns),
+        device=gatherer.gathered(Source.DEVICE, base_ns),
+        span=_find_span(gatherer.gathered(Source.SPAN, base_ns)),
+    )
+
+
+def _merge(a: RawEvents, b: RawEvents) -> RawEvents:
+    both = a.joined(b)
+    return both.take(np.lexsort((both.external_id, both.track, -both.end, both.start)))
+
+
+def _find_span(spans: RawEvents) -> tuple[int, int] | None:
+    """From when to when the profiler says that it recorded."""
+    return (int(spans.start.min()), int(spans.end.max())) if len(spans) else None
+
+
+def _find_rank(path: Path, metadata: dict[str, Any], notes: list[str]) -> int:
+    said = metadata.get("distributedInfo")
+    rank = said.get("rank") if isinstance(said, dict) else None
+    if type(rank) is int and 0 <= rank < 2**31:
+        return rank
+    named = _RANK_IN_NAME.search(path.name)
+    if named is None:
+        notes.append("neither the file nor its name says its rank: taken as rank 0")
+    return 0 if named is None else int(named[1])
+
+
+def _find_base_ns(metadata: dict[str, Any], notes: list[str]) -> int:
+    base = metadata.get("baseTimeNanoseconds", 0)
+    if type(base) is int and 0 <= base <= _MAX_BASE_NS:
+        return base
+    notes.append("the base time is not a time: times count from 0")
+    return 0
+
+
+def _sound_text(text: str) -> str:
+    """The text without lone surrogates, which no encoding can carry; control characters are data and stay."""
+    return text.encode("utf-8", errors="replace").decode()
