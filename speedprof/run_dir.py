@@ -213,6 +213,37 @@ def read_manifest(run_dir: RunDir) -> Manifest:
     return manifest
 
 
+def read_or_rebuild_manifest(run_dir: RunDir) -> tuple[Manifest, bool]:
+    """The manifest, closed now if its launcher died before it could, and whether that was so.
+
+    Raises UnreadableError where nothing of the run is left to rebuild it from.
+    """
+    try:
+        manifest = read_manifest(run_dir)
+    except UnreadableError:
+        if not read_rank_records(run_dir):
+            raise
+        manifest = _bare_manifest(run_dir)
+    if manifest.status is RunStatus.INTERRUPTED and not manifest.artifacts:
+        return close_manifest(run_dir, manifest, status=RunStatus.INTERRUPTED, failure=manifest.failure), True
+    return manifest, False
+
+
+def _bare_manifest(run_dir: RunDir) -> Manifest:
+    """A manifest for a run whose own is lost: what was asked and where it ran is not known any more."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        run_id=run_dir.path.resolve().name,
+        created="",
+        status=RunStatus.INTERRUPTED,
+        launcher_host="",
+        launcher_pid=0,
+        plan={},
+        command=[],
+        environment={},
+    )
+
+
 def read_rank_records(run_dir: RunDir) -> list[RankRecord]:
     """What each rank said last, in the order of ranks; a record that cannot be read is left out."""
     records = []

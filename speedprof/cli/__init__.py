@@ -1,0 +1,43 @@
+"""The commands. Each lives in a module of its own, whose function's docstring is its help."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from speedprof.cli.analyze import analyze
+from speedprof.cli.capture import capture
+from speedprof.cli.check import check
+from speedprof.cli.report import report
+from speedprof.errors import ExitCode, SpeedprofError
+
+app = typer.Typer(
+    name="speedprof",
+    help=(
+        "Finds the milliseconds of a distributed training step, and proves them.\n\n"
+        "Exit codes: 0 fine; 1 a gate failed; 2 wrong usage; 3 the captured program failed; 4 unreadable input; "
+        "5 inconclusive; 6 this environment cannot do it; 130 and 143 interrupted."
+    ),
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for _command in (capture, analyze, report, check):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run a command and leave with its exit code; what a user can mend is told in one line."""
+    try:
+        app()
+    except SpeedprofError as error:
+        print(f"speedprof: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nothing is left to say
+        sys.exit(ExitCode.FINE)

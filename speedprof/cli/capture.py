@@ -1,0 +1,153 @@
+"""`speedprof capture`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from speedprof.capture.launch import Outcome
+    from speedprof.run_dir import Manifest, RunDir
+
+
+def capture(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGS]", help="Passed on to the program as they are.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps to clock without the profiler.")] = 50,
+    preset: Annotated[
+        str | None, typer.Option(help="The trainer's preset.", show_default="tiny_cpu, or record_134 on GPUs")
+    ] = None,
+    nproc: Annotated[int | None, typer.Option(help="Ranks.", show_default="one a GPU, or 2 on a CPU machine")] = None,
+    data: Annotated[str | None, typer.Option(help="The trainer's token shards, as a glob.")] = None,
+    warmup: Annotated[int, typer.Option(help="Steps before the first that counts; compilation falls here.")] = 10,
+    trace_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps to trace after the clean ones; 0 for none.", show_default="as many as fit, up to --steps"
+        ),
+    ] = None,
+    max_trace_mb: Annotated[int, typer.Option(help="The most JSON a rank's trace may take, in MB.")] = 256,
+    shapes: Annotated[bool, typer.Option(help="Record the shapes of operators' inputs.")] = True,
+    memory: Annotated[bool, typer.Option("--memory", help="Record allocations.")] = False,
+    stacks: Annotated[bool, typer.Option("--stacks", help="Record Python stacks; slow.")] = False,
+    program: Annotated[str, typer.Option(help="What to run: a module, or a script that ends in .py.")] = "trainer",
+    run_id: Annotated[
+        str | None, typer.Option(help="The run's name.", show_default="time, commit, preset, ranks")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where traces/ and reports/ lie.")] = Path(),
+) -> None:
+    """Run the trainer on every GPU, or on 2 CPU ranks; clock its steps, trace some, and report.
+
+    After the warm-up, STEPS steps are clocked without the profiler. Then as many are traced as --max-trace-mb holds.
+    Everything lands in traces/<run-id>/, the reports in reports/<run-id>/.
+
+    \b
+    Examples:
+      python -m speedprof capture --steps 50
+      python -m speedprof capture --steps 20 --nproc 4 -- --set learning_rate=0.02
+    """
+    from speedprof.capture.launch import Launch, choose_num_ranks, create_run, device_name, run
+    from speedprof.capture.plan import CapturePlan
+    from speedprof.cli.progress import CaptureProgress
+
+    plan = CapturePlan(
+        steps=steps,
+        warmup=warmup,
+        trace_steps=trace_steps,
+        max_trace_bytes=max_trace_mb * 1_000_000,
+        shapes=shapes,
+        memory=memory,
+        stacks=stacks,
+    )
+    num_ranks, device = choose_num_ranks(nproc), device_name()
+    chosen = preset or ("tiny_cpu" if device == "cpu" else "record_134")
+    launch = Launch(
+        plan=plan,
+        program=program,
+        arguments=(*_trainer_arguments(program, preset=chosen, data=data), *(arguments or ())),
+        num_ranks=num_ranks,
+        name=chosen if program == "trainer" else Path(program).stem,
+        device=device,
+    )
+    run_dir, manifest = create_run(launch, out / "traces", run_id=run_id, command=sys.argv)
+    with CaptureProgress(launch, run_dir) as progress:
+        outcome = run(launch, run_dir, progress)
+    _finish(run_dir, manifest, outcome, out)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _trainer_arguments(program: str, *, preset: str, data: str | None) -> list[str]:
+    """Only the trainer knows of presets and shards; another program is given what follows `--` alone."""
+    if program != "trainer":
+        return []
+    return ["--preset", preset, *(["--data", data] if data else [])]
+
+
+def _finish(run_dir: RunDir, manifest: Manifest, outcome: Outcome, out: Path) -> None:
+    """Close the run, tell how it ended and what it shows, and say where everything is."""
+    from speedprof.run_dir import close_manifest
+
+    problem = _write_scalars(run_dir)
+    close_manifest(run_dir, manifest, status=outcome.status, failure=outcome.failure)
+    _tell(outcome, run_dir)
+    if problem is None:
+        problem = _analyze(run_dir, out)
+    if problem is not None:
+        print(
+            f"speedprof: {problem}; copy {run_dir.path} to a machine with speedprof installed "
+            "and run `python -m speedprof report` on it",
+            file=sys.stderr,
+        )
+
+
+def _tell(outcome: Outcome, run_dir: RunDir) -> None:
+    """On stderr: nothing for a whole run, else what happened and what was kept."""
+    from speedprof.run_dir import RunStatus
+
+    if outcome.failure is not None:
+        print(f"\n{outcome.error}\n" if outcome.error else "", file=sys.stderr)
+        print(f"speedprof: error: {outcome.failure}; what it left is kept in {run_dir.path}", file=sys.stderr)
+    elif outcome.status is RunStatus.INTERRUPTED:
+        print(f"speedprof: interrupted; what there is so far is kept in {run_dir.path}", file=sys.stderr)
+    elif outcome.status is RunStatus.PARTIAL:
+        print(
+            "speedprof: the program ended before the plan was fulfilled; ask it for more steps, or --steps for fewer",
+            file=sys.stderr,
+        )
+
+
+def _write_scalars(run_dir: RunDir) -> str | None:
+    """Write TensorBoard's scalars into the run; returns what was missing for it, if anything."""
+    try:
+        from speedprof.report.tensorboard import write_scalars
+        from speedprof.step_log import read_step_log
+    except ImportError as error:
+        return f"{error.name} is not installed here, so nothing was analysed"
+    step_log = read_step_log(run_dir.steps_paths())
+    if len(step_log.steps):
+        write_scalars(step_log, run_dir.path)
+    return None
+
+
+def _analyze(run_dir: RunDir, out: Path) -> str | None:
+    """Print and write the report; returns what was missing for it, if anything."""
+    try:
+        from rich.console import Console
+
+        from speedprof.cli.outputs import Format, terminal_width, write_reports
+        from speedprof.cli.sources import report_on_run
+        from speedprof.report.console import print_report
+    except ImportError as error:
+        return f"{error.name} is not installed here, so nothing was analysed"
+    report = report_on_run(run_dir)
+    if not report.analysis.ranks and not report.analysis.step_times:
+        print(f"nothing to report: no step was clocked; see {run_dir.path / 'logs'}", file=sys.stderr)
+        return None
+    paths = write_reports(report, out / "reports" / run_dir.path.name, list(Format), force=True)
+    print_report(report, Console(width=terminal_width()))
+    print(f"\nrun      {run_dir.path}\nreport   {paths[0]}\nviews    tensorboard --logdir {run_dir.path.parent}")
+    return None
