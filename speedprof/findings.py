@@ -148,7 +148,7 @@ def _exposed_communication(analysis: Analysis) -> Iterator[Finding]:
             yield _stage_finding(analysis, slug, group, shared_ns)
     rest_ns = exposed_ns - explained_ns
     if _is_worth_telling(analysis, rest_ns):
-        subject = "Communication outside the stages named above" if explained_ns else "Communication"
+        subject = "Communication that no finding by stage and group explains" if explained_ns else "Communication"
         claim = f"{subject} runs with no compute beside it for"
         yield _step_finding(analysis, Slug.EXPOSED_COMMUNICATION, claim, _exposed_ns, cost_ns=rest_ns)
 

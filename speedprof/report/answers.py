@@ -1,0 +1,113 @@
+"""The sentences that every report opens with: how long is a step, and what would be gained where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from speedprof.analyses.step_time import StepTime
+from speedprof.findings import SMALLEST_COST_RATIO, Finding, Severity, mean_step_ns
+from speedprof.report.document import Report
+from speedprof.run_dir import RunStatus
+from speedprof.units import format_ms, format_ns, format_percent
+
+INTERVAL_MEANING = (
+    "The 95% interval says how well these steps pin down the median of this run. Steps of one run are not quite "
+    "independent, and another start of the same program may differ by more: do not compare runs by it."
+)
+
+
+_ENDINGS = {
+    RunStatus.RUNNING: "is still running",
+    RunStatus.PARTIAL: "ended before its plan was fulfilled",
+    RunStatus.FAILED: "failed",
+    RunStatus.INTERRUPTED: "was interrupted",
+}
+
+
+def format_headline(report: Report) -> str:
+    """The costliest finding, or plainly that there is none and why."""
+    costly = costly_findings(report)
+    if costly:
+        return costly[0].claim
+    step_ns = mean_step_ns(report.analysis)
+    if step_ns is None:
+        missing = "no traced step was found" if report.analysis.ranks else "there is no trace"
+        return f"Where the time of a step goes is not known: {missing}."
+    return f"Nothing found costs {format_percent(SMALLEST_COST_RATIO)} of a traced step ({format_ns(step_ns)}) or more."
+
+
+def costly_findings(report: Report) -> tuple[Finding, ...]:
+    return tuple(finding for finding in report.findings if finding.severity is not Severity.INFO)
+
+
+def slowest_step_time(report: Report) -> StepTime | None:
+    """The step time of the rank whose median is longest: the run's own, since ranks wait for one another."""
+    return max(report.analysis.step_times, key=lambda one: one.median_ns, default=None)
+
+
+def format_step_time(report: Report) -> str:
+    """How long a clean step is, with its interval and what it rests on."""
+    one = slowest_step_time(report)
+    if one is None:
+        return "How long a step takes is not known: no clean step was clocked."
+    slowest = f", the slowest of {len(report.analysis.step_times)}" if len(report.analysis.step_times) > 1 else ""
+    basis = f"median of {format_count(one.num_clean, 'clean step')} on rank {one.rank}{slowest}"
+    return f"A step takes {format_ns(one.median_ns)} ({basis}; {format_interval(one)})."
+
+
+def format_interval(one: StepTime) -> str:
+    if one.interval_ns is None:
+        return "too few steps for a 95% interval"
+    low_ns, high_ns = one.interval_ns
+    return f"95% interval {format_ms(low_ns)} to {format_ms(high_ns)} ms"
+
+
+def format_status(report: Report) -> str | None:
+    """What went wrong with the run; None where nothing did or where there is no run."""
+    manifest = report.manifest
+    if manifest is None or manifest.status is RunStatus.COMPLETE:
+        return None
+    why = f": {manifest.failure}" if manifest.failure else "."
+    reached = [record.last_step for record in manifest.ranks if record.last_step is not None]
+    how_far = f" Its ranks began steps up to {max(reached)}." if reached else ""
+    return f"This run {_ENDINGS[manifest.status]}{why}{how_far} The numbers cover what it left behind."
+
+
+def format_cost(report: Report, finding: Finding) -> str:
+    """What a finding costs in a step, in ms and as a share: `1.234 ms (5.0%)`; empty for one that costs nothing."""
+    step_ns = mean_step_ns(report.analysis)
+    if finding.severity is Severity.INFO or not step_ns:
+        return ""
+    return f"{format_ms(finding.cost_ns)} ms ({format_percent(finding.cost_ns / step_ns)})"
+
+
+def format_place(finding: Finding) -> str:
+    """Where to look: `rank 1, step 63`."""
+    first = finding.evidence[0]
+    return f"rank {first.rank}" + ("" if first.step is None else f", step {first.step}")
+
+
+def with_advice_once(findings: Iterable[Finding]) -> Iterator[tuple[Finding, str | None]]:
+    """Each finding with what to try, or None where a finding before it said the same."""
+    said: set[str] = set()
+    for finding in findings:
+        yield finding, None if finding.try_next in said else finding.try_next
+        said.add(finding.try_next)
+
+
+def format_count(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def all_notes(report: Report) -> tuple[str, ...]:
+    """Every note of the analysis, the run and its ranks, each once."""
+    notes: list[str] = list(report.analysis.notes)
+    if report.manifest:
+        notes += _texts(report.manifest.notes)
+        notes += [f"rank {record.rank}: {note}" for record in report.manifest.ranks for note in _texts(record.notes)]
+    return tuple(dict.fromkeys(notes))
+
+
+def _texts(notes: Iterable[object]) -> list[str]:
+    return [str(note) for note in notes]

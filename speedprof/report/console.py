@@ -1,0 +1,91 @@
+"""The report on a terminal: the costliest finding first, then what it rests on. Fits 100 columns."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from speedprof.findings import Finding, Severity
+from speedprof.report.answers import (
+    all_notes,
+    format_cost,
+    format_headline,
+    format_place,
+    format_status,
+    format_step_time,
+    with_advice_once,
+)
+from speedprof.report.document import Report
+from speedprof.report.tables import TextTable, costliest_stage_table, partition_table, step_time_table
+from speedprof.report.text import make_plain
+
+_MAX_STAGES = 12
+
+_STYLES = {
+    Severity.HIGH: "bold red",
+    Severity.MEDIUM: "yellow",
+    Severity.LOW: "cyan",
+    Severity.INFO: "dim",
+}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the report. Every word goes out as `Text`, so names are never read as markup."""
+    _say(console, format_headline(report), "bold")
+    _say(console, format_step_time(report))
+    status = format_status(report)
+    if status:
+        _say(console, status, "bold red")
+    if report.findings:
+        _print_findings(report, console)
+    _print_table(step_time_table(report), console)
+    _print_table(partition_table(report), console)
+    _print_table(costliest_stage_table(report, limit=_MAX_STAGES), console)
+    notes = all_notes(report)
+    if notes:
+        console.print()
+        _say(console, "Notes", "bold")
+        for note in notes:
+            _say(console, f"- {note}", "dim")
+
+
+def _print_findings(report: Report, console: Console) -> None:
+    console.print()
+    _say(console, "Findings, costliest first (ms per step)", "bold")
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for finding, advice in with_advice_once(report.findings):
+        cost = format_cost(report, finding) or finding.severity.value
+        grid.add_row(Text(cost, style=_STYLES[finding.severity]), _finding_text(finding, advice))
+    console.print(grid)
+
+
+def _finding_text(finding: Finding, advice: str | None) -> Text:
+    text = Text(make_plain(finding.claim))
+    text.append(f" [{finding.slug}, {format_place(finding)}]", style="dim")
+    if advice:
+        text.append("\nTry: ", style="bold")
+        text.append(advice)
+    return text
+
+
+def _print_table(table: TextTable, console: Console) -> None:
+    if not table.rows:
+        return
+    console.print()
+    _say(console, table.title, "bold")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
+    for position, name in enumerate(table.columns):
+        grid.add_column(Text(name), justify="left" if position < table.num_labels else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(make_plain(cell, limit=60)) for cell in row))
+    console.print(grid)
+    if table.remark:
+        _say(console, table.remark, "dim")
+
+
+def _say(console: Console, sentence: str, style: str = "") -> None:
+    console.print(Text(make_plain(sentence, limit=2_000), style=style))

@@ -1,0 +1,143 @@
+"""What every report is made of, and the JSON document that programs read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from speedprof import __version__
+from speedprof.analyses.analysis import Analysis, RankAnalysis
+from speedprof.analyses.breakdown import Partition, Segment
+from speedprof.analyses.step_time import StepTime
+from speedprof.findings import Finding, mean_step_ns
+from speedprof.run_dir import Manifest
+from speedprof.step_log import StepLog
+
+# The versions of the document. Keys may be added within a version; none changes its meaning or goes.
+#   1  2026-11-21  the first
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One run, or a set of traces without one, ready to be shown.
+
+    Traces from elsewhere have neither `manifest` nor `step_log`. `sources` are the names of what was read.
+    """
+
+    analysis: Analysis
+    findings: tuple[Finding, ...]
+    manifest: Manifest | None
+    step_log: StepLog | None
+    sources: tuple[str, ...]
+
+
+def as_document(report: Report) -> dict[str, Any]:
+    """The document of `analyze --json` and of report.json. Times are ns, instants ns since the Unix epoch.
+
+    A rank's `window_ns` and `partition` cover its whole capture; a stage's times are totals over the traced steps.
+
+    What this version does not measure has no key yet: `exposed_split`, `contention_estimate_ns`, `waited_for`,
+    `collectives` and `stragglers` come with the matching of collectives across ranks.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "speedprof_version": __version__,
+        "sources": list(report.sources),
+        "run": run_facts(report.manifest) if report.manifest else None,
+        "traced_step_ns": mean_step_ns(report.analysis),
+        "findings": [_finding(finding) for finding in report.findings],
+        "step_times": [_step_time(step_time) for step_time in report.analysis.step_times],
+        "ranks": [_rank(rank) for rank in report.analysis.ranks],
+        "notes": list(report.analysis.notes),
+    }
+
+
+def run_facts(manifest: Manifest) -> dict[str, Any]:
+    """What a reader must know of a run: which, how it ended, what of, where. None for what was not recorded."""
+    git = as_mapping(as_mapping(manifest.environment).get("git"))
+    facts = {
+        "run_id": manifest.run_id,
+        "status": manifest.status.value,
+        "failure": manifest.failure,
+        "created": manifest.created,
+        "preset": _declared(manifest, "preset"),
+        "world_size": len(manifest.ranks),
+        "device": next((record.device for record in manifest.ranks if record.device), None),
+        "commit": git.get("commit"),
+        "dirty": git.get("dirty"),
+        "command": list(manifest.command),
+        "plan": manifest.plan,
+        "environment": manifest.environment,
+        "ranks": [
+            {"rank": record.rank, "status": record.status.value, "last_step": record.last_step, "error": record.error}
+            for record in manifest.ranks
+        ],
+        "notes": list(manifest.notes),
+    }
+    return {name: _finite(value) for name, value in facts.items()}
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """`value` where it is a JSON object, else an empty one: what a manifest holds is not checked so deep."""
+    return value if isinstance(value, dict) else {}
+
+
+def _declared(manifest: Manifest, name: str) -> Any:
+    """What the program declared, of the whole run or of its first rank that did."""
+    everyone = [as_mapping(manifest.declared), *(as_mapping(record.declared) for record in manifest.ranks)]
+    return next((declared[name] for declared in everyone if name in declared), None)
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value with null for what JSON cannot hold: a program may declare NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list) else value
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "slug": finding.slug,
+        "severity": finding.severity.value,
+        "claim": finding.claim,
+        "cost_ns_per_step": finding.cost_ns,
+        "evidence": [asdict(evidence) for evidence in finding.evidence],
+        "try_next": finding.try_next,
+    }
+
+
+def _step_time(step_time: StepTime) -> dict[str, Any]:
+    return asdict(step_time) | {"profiler_overhead_ratio": step_time.profiler_overhead_ratio}
+
+
+def _rank(rank: RankAnalysis) -> dict[str, Any]:
+    breakdown = rank.breakdown
+    return {
+        "rank": rank.rank,
+        "timeline": breakdown.timeline.value,
+        "window_ns": breakdown.window_ns,
+        "partition": _partition(breakdown.partition),
+        "communication_ns": breakdown.communication_ns,
+        "overlapped_communication_ns": breakdown.overlapped_communication_ns,
+        "num_steps": len(breakdown.steps),
+        "steps": [_segment(segment) for segment in breakdown.segments],
+        "stages": [asdict(stage) for stage in rank.stages],
+        "error_budget": asdict(rank.error_budget),
+    }
+
+
+def _segment(segment: Segment) -> dict[str, Any]:
+    return {
+        "step": segment.step,
+        "start_ns": segment.start_ns,
+        "end_ns": segment.end_ns,
+        "partition": _partition(segment.partition),
+    }
+
+
+def _partition(partition: Partition) -> dict[str, int]:
+    return asdict(partition)

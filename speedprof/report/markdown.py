@@ -1,0 +1,124 @@
+"""report.md: the report for a pull request, under 60 lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from speedprof.findings import Finding
+from speedprof.report.answers import (
+    INTERVAL_MEANING,
+    all_notes,
+    format_cost,
+    format_count,
+    format_headline,
+    format_place,
+    format_status,
+    format_step_time,
+    with_advice_once,
+)
+from speedprof.report.document import Report, run_facts
+from speedprof.report.tables import TextTable, costliest_stage_table, partition_table, step_time_table
+from speedprof.report.text import escape_markdown
+from speedprof.run_dir import write_atomically
+
+_MAX_FINDINGS = 8
+_MAX_RANKS = 6
+_MAX_STAGES = 8
+_MAX_NOTES = 5
+
+
+def format_markdown(report: Report) -> str:
+    return "\n".join(_lines(report)) + "\n"
+
+
+def write_markdown(report: Report, path: Path) -> None:
+    write_atomically(path, format_markdown(report).encode(), durable=False)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield f"# {escape_markdown(_title(report))}"
+    yield ""
+    status = format_status(report)
+    if status:
+        yield f"> **{escape_markdown(status)}**"
+        yield ""
+    yield f"**{escape_markdown(format_step_time(report))}** {escape_markdown(format_headline(report))}"
+    yield ""
+    yield from _findings(report.findings, report)
+    yield from _section(_cut(step_time_table(report)), note=INTERVAL_MEANING)
+    yield from _section(_cut(partition_table(report)))
+    yield from _section(costliest_stage_table(report, limit=_MAX_STAGES))
+    yield from _notes(all_notes(report))
+    if report.manifest:
+        yield _provenance(report)
+
+
+def _title(report: Report) -> str:
+    return report.manifest.run_id if report.manifest else ", ".join(report.sources) or "speedprof"
+
+
+def _findings(findings: tuple[Finding, ...], report: Report) -> Iterator[str]:
+    if not findings:
+        return
+    yield "## Findings, costliest first"
+    yield ""
+    for finding, advice in with_advice_once(findings[:_MAX_FINDINGS]):
+        cost = escape_markdown(format_cost(report, finding) or finding.severity.value)
+        place = escape_markdown(f"({finding.slug}, {format_place(finding)})")
+        tried = f" *Try:* {escape_markdown(advice)}" if advice else ""
+        yield f"- **{cost}** {escape_markdown(finding.claim)}{tried} {place}"
+    if len(findings) > _MAX_FINDINGS:
+        yield f"- {format_count(len(findings) - _MAX_FINDINGS, 'smaller finding')} in report.json"
+    yield ""
+
+
+def _section(table: TextTable, *, note: str = "") -> Iterator[str]:
+    if not table.rows:
+        return
+    yield f"## {table.title}"
+    yield ""
+    yield _row(table.columns)
+    yield "|" + "|".join("---" if i < table.num_labels else "--:" for i in range(len(table.columns))) + "|"
+    yield from (_row(row) for row in table.rows)
+    yield ""
+    if table.remark or note:
+        yield f"{table.remark} {note}".strip()
+        yield ""
+
+
+def _cut(table: TextTable) -> TextTable:
+    """At most so many ranks that the report stays short; the last row says how many are left out."""
+    if len(table.rows) <= _MAX_RANKS:
+        return table
+    left_out = f"{format_count(len(table.rows) - _MAX_RANKS, 'more rank')} in report.json"
+    last = (left_out, *("" for _ in table.columns[1:]))
+    return replace(table, rows=(*table.rows[:_MAX_RANKS], last))
+
+
+def _notes(notes: tuple[str, ...]) -> Iterator[str]:
+    if notes:
+        yield "## Notes"
+        yield ""
+        yield from (f"- {escape_markdown(note)}" for note in notes[:_MAX_NOTES])
+        if len(notes) > _MAX_NOTES:
+            yield f"- {format_count(len(notes) - _MAX_NOTES, 'more note')} in report.json"
+        yield ""
+
+
+def _provenance(report: Report) -> str:
+    assert report.manifest is not None
+    facts = run_facts(report.manifest)
+    commit = f"commit {str(facts['commit'])[:12]}{' with changes' if facts['dirty'] else ''}"
+    words = [
+        f"preset {facts['preset']}" if facts["preset"] else "",
+        f"{facts['world_size']} x {facts['device'] or 'unknown device'}",
+        commit if facts["commit"] else "no git commit",
+        str(facts["created"]),
+    ]
+    return escape_markdown(", ".join(word for word in words if word))
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(escape_markdown(cell, limit=80) for cell in cells) + " |"

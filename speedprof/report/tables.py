@@ -1,0 +1,241 @@
+"""The numbers of a report as rows of text, the same on the console, in Markdown and in the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from speedprof.analyses.analysis import RankAnalysis
+from speedprof.analyses.breakdown import Partition
+from speedprof.analyses.stages import StageTime
+from speedprof.report.answers import format_count
+from speedprof.report.document import Report, as_mapping, run_facts
+from speedprof.units import format_bytes, format_ms, format_percent
+from speedprof.vocabulary import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTable:
+    """Rows of cells, as many as `columns`. The first `num_labels` columns hold words, the others numbers.
+
+    The unit of the numbers is in the title, or in the name of the column where it differs.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_labels: int
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRow:
+    """One stage of one group, in ns per traced step; over several ranks, their mean."""
+
+    stage: str
+    group: str
+    num_calls: float
+    host_ns: int
+    device_ns: int
+    exposed_ns: int
+
+
+PARTS: tuple[tuple[str, str, Callable[[Partition], int]], ...] = (
+    ("compute", "compute", lambda one: one.compute_ns),
+    ("communication", "exposed communication", lambda one: one.exposed_communication_ns),
+    ("copy", "exposed copy", lambda one: one.exposed_copy_ns),
+    ("idle", "idle", lambda one: one.idle_ns),
+)
+
+_ABSENT = "-"
+_STAGE_ORDER = {stage.value: position for position, stage in enumerate(Stage)}
+
+
+def step_time_table(report: Report) -> TextTable:
+    """The clean steps of each rank, and the profiled ones beside them."""
+    rows = tuple(
+        (
+            str(one.rank),
+            one.timeline.value,
+            str(one.num_clean),
+            format_ms(one.median_ns),
+            f"{format_ms(one.interval_ns[0])} to {format_ms(one.interval_ns[1])}" if one.interval_ns else _ABSENT,
+            format_ms(one.mad_ns),
+            format_ms(one.slowest_ns),
+            str(one.slowest_step),
+            _ABSENT if one.profiled_median_ns is None else format_ms(one.profiled_median_ns),
+            _ABSENT if one.profiler_overhead_ratio is None else f"{100 * one.profiler_overhead_ratio:+.1f}%",
+        )
+        for one in report.analysis.step_times
+    )
+    columns = (
+        *("rank", "clock", "clean", "median", "95% interval", "MAD", "slowest", "at step"),
+        *("profiled", "overhead"),
+    )
+    return TextTable(
+        title="Step time in ms",
+        columns=columns,
+        rows=rows,
+        num_labels=2,
+        remark="Median, interval, MAD (median absolute deviation) and slowest are of the clean steps, which ran without "
+        "the profiler; profiled is the median of the steps under it.",
+    )
+
+
+def partition_table(report: Report) -> TextTable:
+    """Where the time of each rank goes: the mean of its traced steps, or its whole capture where it has none."""
+    return TextTable(
+        title="Where a traced step goes, ms per step",
+        columns=("rank", "mean of", "window", *(name for _, name, _ in PARTS), "overlapped"),
+        rows=tuple(_partition_row(rank) for rank in report.analysis.ranks),
+        num_labels=2,
+        remark="Overlapped: the share of all communication in the capture that has compute beside it.",
+    )
+
+
+def segment_table(rank: RankAnalysis) -> TextTable:
+    """Every window of one rank in ms."""
+    rows = tuple(
+        (
+            "before the first" if segment.step is None else str(segment.step),
+            format_ms(segment.partition.window_ns),
+            *(format_ms(part(segment.partition)) for _, _, part in PARTS),
+        )
+        for segment in rank.breakdown.segments
+    )
+    columns = ("step", "window", *(name for _, name, _ in PARTS))
+    return TextTable(title=f"Traced windows of rank {rank.rank} in ms", columns=columns, rows=rows, num_labels=1)
+
+
+def stage_rows(ranks: Sequence[RankAnalysis]) -> list[StageRow]:
+    """The stages of these ranks' traced steps, group by group, each group's in the order in which it passes them."""
+    keys = {(stage.group, stage.stage): None for rank in ranks for stage in rank.stages}
+    groups = list(dict.fromkeys(group for group, _ in keys))
+    ordered = sorted(keys, key=lambda key: (groups.index(key[0]), _STAGE_ORDER.get(key[1], len(_STAGE_ORDER)), key[1]))
+    return [_stage_row(stage, group, ranks) for group, stage in ordered]
+
+
+def stage_table(rows: Iterable[StageRow], *, title: str, remark: str = "") -> TextTable:
+    cells = tuple(
+        (
+            row.group,
+            row.stage,
+            f"{row.num_calls:g}",
+            format_ms(row.host_ns),
+            format_ms(row.device_ns),
+            format_ms(row.exposed_ns),
+        )
+        for row in rows
+    )
+    columns = ("group", "stage", "calls", "host", "device", "exposed")
+    return TextTable(title=title, columns=columns, rows=cells, num_labels=2, remark=remark)
+
+
+def costliest_stage_table(report: Report, *, limit: int) -> TextTable:
+    """The stages that cost most, by exposed, then device, then host time; a remark says how many are left out."""
+    rows = stage_rows(report.analysis.ranks)
+    ordered = sorted(rows, key=lambda row: (-row.exposed_ns, -row.device_ns, -row.host_ns))
+    num_left_out = max(0, len(rows) - limit)
+    remark = f"{format_count(num_left_out, 'smaller row')} left out." if num_left_out else ""
+    return stage_table(ordered[:limit], title="Optimizer stages, ms per traced step, mean over ranks", remark=remark)
+
+
+def error_budget_table(report: Report) -> TextTable:
+    """How much of each rank's device work is known only in part."""
+    rows = tuple(
+        (str(rank.rank), *(f"{count:,}" for count in _budget_counts(rank)), _share(rank))
+        for rank in report.analysis.ranks
+    )
+    columns = ("rank", "device events", "unlinked", "cut", "crossing", "zero length", "unlinked share")
+    return TextTable(title="Device events by what is known of them", columns=columns, rows=rows, num_labels=1)
+
+
+def environment_table(report: Report) -> TextTable:
+    """What the run ran on and with; no rows where there is no run."""
+    rows = _environment_rows(report) if report.manifest else []
+    return TextTable(title="Environment", columns=("what", "value"), rows=tuple(rows), num_labels=2)
+
+
+def _partition_row(rank: RankAnalysis) -> tuple[str, ...]:
+    breakdown = rank.breakdown
+    num_steps = len(breakdown.steps)
+    windows = [step.partition for step in breakdown.steps] or [breakdown.partition]
+    whole_ns = sum(window.window_ns for window in windows)
+    timeline = breakdown.timeline.value
+    overlap = breakdown.overlap_ratio
+    return (
+        str(rank.rank),
+        format_count(num_steps, f"{timeline} step") if num_steps else f"whole {timeline} capture",
+        format_ms(whole_ns / len(windows)),
+        *(_part_cell(sum(part(window) for window in windows), whole_ns, len(windows)) for _, _, part in PARTS),
+        _ABSENT if overlap is None else format_percent(overlap),
+    )
+
+
+def _part_cell(part_ns: int, whole_ns: int, num_windows: int) -> str:
+    share = f" ({format_percent(part_ns / whole_ns)})" if whole_ns else ""
+    return format_ms(part_ns / num_windows) + share
+
+
+def _stage_row(stage: str, group: str, ranks: Sequence[RankAnalysis]) -> StageRow:
+    found = [
+        (one, max(1, len(rank.breakdown.steps)))
+        for rank in ranks
+        for one in rank.stages
+        if (one.stage, one.group) == (stage, group)
+    ]
+
+    def mean(measure: Callable[[StageTime], int]) -> int:
+        return sum(measure(one) // num_steps for one, num_steps in found) // len(ranks)
+
+    return StageRow(
+        stage=stage,
+        group=group,
+        num_calls=sum(one.num_calls / num_steps for one, num_steps in found) / len(ranks),
+        host_ns=mean(lambda one: one.host_ns),
+        device_ns=mean(lambda one: one.device_ns),
+        exposed_ns=mean(lambda one: one.exposed_ns),
+    )
+
+
+def _budget_counts(rank: RankAnalysis) -> tuple[int, ...]:
+    budget = rank.error_budget
+    return budget.device_events, budget.unlinked, budget.cut, budget.crossing, budget.zero_length
+
+
+def _share(rank: RankAnalysis) -> str:
+    budget = rank.error_budget
+    return format_percent(budget.unlinked / budget.device_events) if budget.device_events else _ABSENT
+
+
+def _environment_rows(report: Report) -> list[tuple[str, str]]:
+    assert report.manifest is not None
+    facts = run_facts(report.manifest)
+    environment = as_mapping(facts["environment"])
+    memory = environment.get("memory_bytes")
+    gpus = environment.get("gpus")
+    rows = [
+        ("run", facts["run_id"]),
+        ("status", facts["status"]),
+        ("made", facts["created"]),
+        ("preset", facts["preset"]),
+        ("ranks", f"{facts['world_size']} x {facts['device'] or 'unknown device'}"),
+        ("commit", f"{facts['commit']}{' with changes' if facts['dirty'] else ''}" if facts["commit"] else None),
+        ("command", " ".join(str(word) for word in facts["command"])),
+        ("machine", environment.get("platform")),
+        ("CPU", f"{environment.get('cpu')}, {environment.get('num_cores')} cores" if environment.get("cpu") else None),
+        ("memory", format_bytes(memory) if isinstance(memory, int) else None),
+        ("GPUs", _joined(as_mapping(gpu).get("name") for gpu in gpus) if isinstance(gpus, list) else None),
+        ("Python", environment.get("python")),
+        ("packages", _pairs(environment.get("packages"), " ")),
+        ("variables", _pairs(environment.get("variables"), "=")),
+    ]
+    return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _joined(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in names if name is not None)
+
+
+def _pairs(value: object, separator: str) -> str:
+    return _joined(f"{name}{separator}{one}" for name, one in as_mapping(value).items() if one is not None)
