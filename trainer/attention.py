@@ -11,6 +11,7 @@ A query at t sees the keys t - window ... t of its own document: window + 1 of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -61,14 +62,19 @@ def _dense_mask(documents_T: Tensor, window_tokens: int, dtype: torch.dtype) -> 
 
 def _block_mask(documents_T: Tensor, window_tokens: int) -> BlockMask:
     # The window is a tensor, so that a new window does not compile the mask's kernel again.
-    window = torch.full((), window_tokens, device=documents_T.device)
+    is_seen = _seen(documents_T, torch.full((), window_tokens, device=documents_T.device))
+    num_tokens = len(documents_T)
+    return create_block_mask(is_seen, None, None, num_tokens, num_tokens, device=documents_T.device.type, _compile=True)
+
+
+def _seen(documents_T: Tensor, window: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What flex_attention asks for every batch, head, query and key."""
 
     def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = query - key
         return (distance >= 0) & (distance <= window) & (documents_T[query] == documents_T[key])
 
-    num_tokens = len(documents_T)
-    return create_block_mask(is_seen, None, None, num_tokens, num_tokens, device=documents_T.device.type, _compile=True)
+    return is_seen
 
 
 def attend(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, sight: Sight) -> Tensor:

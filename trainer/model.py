@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -201,7 +201,7 @@ class Regions(NamedTuple):
     head_loss: Callable[..., Tensor] = head_loss
 
 
-def compiled_regions(backend: str = "inductor") -> Regions:
+def compiled_regions(backend: str | Callable[..., Any] = "inductor") -> Regions:
     """Every region compiled by itself: five graphs and their backwards, as layers of one structure share theirs."""
     return Regions(*(torch.compile(region, dynamic=False, fullgraph=True, backend=backend) for region in Regions()))
 
@@ -277,7 +277,8 @@ class GPT(nn.Module):
         regions, scalars = self.regions, Scalars.unpack(self.scalars)
         values_TD = [functional.embedding(batch.tokens_T, table) for table in self.value_embeds]
         x0_TD = regions.embed(batch.tokens_T, self.embed, self.smear_gate, scalars.smear)
-        x_TD = skip_TD = backout_TD = x0_TD
+        # A view, because Dynamo compiles a layer once more for a call whose x and x0 are one object.
+        x_TD = skip_TD = backout_TD = x0_TD.view_as(x0_TD)
         for layer in MLP_LAYERS:
             if layer == SKIP_TO_LAYER:
                 x_TD = x_TD + torch.sigmoid(scalars.skip).type_as(x_TD) * skip_TD

@@ -31,7 +31,14 @@ def test_ranks_that_do_not_divide_the_step_are_refused() -> None:
 def test_settings_take_every_type() -> None:
     changed = configs.with_settings(
         configs.preset("tiny_cpu"),
-        ["dim=32", "cooldown_ratio=0.25", "compile=off", "window_blocks=1,2", "num_scalars=56", "validation_interval=none"],
+        [
+            "dim=32",
+            "cooldown_ratio=0.25",
+            "compile=off",
+            "window_blocks=1,2",
+            "num_scalars=56",
+            "validation_interval=none",
+        ],
     )
     assert (changed.dim, changed.cooldown_ratio, changed.compile) == (32, 0.25, "off")
     assert (changed.window_blocks, changed.num_scalars, changed.validation_interval) == ((1, 2), 56, None)

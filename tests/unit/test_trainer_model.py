@@ -1,0 +1,214 @@
+"""The model is the record's: its parameters, what its queries see, and gradients that compiling does not change."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer import attention
+from trainer import model as models
+from trainer.attention import Sight, attend, document_ids, make_sight
+from trainer.config import TrainConfig, preset, with_settings
+from trainer.data import MicroBatch
+from trainer.errors import TrainerError
+from trainer.model import GPT, NATURAL_NUM_SCALARS, Regions, Scalars, compiled_regions, packed_num_scalars
+from trainer.vocabulary import END_OF_TEXT
+
+CPU = torch.device("cpu")
+NUM_TOKENS = 24
+
+# Dynamo itself looks at .grad of the views that it is given, and hides the warning; pytest makes it an error first.
+quiet_dynamo = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+STARTS = [0, 5, 6, 17]
+
+
+def _config(*settings: str) -> TrainConfig:
+    sizes = ["dim=32", "micro_batch_tokens=24", "max_document_tokens=24", "max_documents=6", "vocab_size=50257"]
+    return with_settings(preset("tiny_cpu"), [*sizes, *settings])
+
+
+def _batch(seed: int = 0) -> MicroBatch:
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 50_000, (NUM_TOKENS + 1,), generator=random)
+    ids[STARTS] = END_OF_TEXT
+    cu_seqlens = torch.tensor(STARTS + [NUM_TOKENS] * (7 - len(STARTS)), dtype=torch.int32)
+    return MicroBatch(tokens_T=ids[:-1].int(), targets_T=ids[1:], cu_seqlens=cu_seqlens)
+
+
+def _model(config: TrainConfig, regions: Regions | None = None, *, is_trained: bool = True) -> GPT:
+    model = GPT(config, num_scalars=packed_num_scalars(config, 1), device=CPU, regions=regions)
+    model.initialise(0)
+    if is_trained:  # away from the zeros that hide whole branches
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    return model
+
+
+def _sights(config: TrainConfig, batch: MicroBatch) -> tuple[Sight, Sight]:
+    return make_sight(config, batch.cu_seqlens, 4, torch.float32), make_sight(
+        config, batch.cu_seqlens, 8, torch.float32
+    )
+
+
+def _loss(config: TrainConfig, model: GPT, batch: MicroBatch) -> Tensor:
+    loss: Tensor = model(batch, *_sights(config, batch))
+    return loss
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return _model(_config())
+
+
+def test_labels_and_counts(model: GPT) -> None:
+    labels = Counter(parameter.label for parameter in model.muon_parameters())
+    assert labels == {"smear_gate": 1, "attn_gate": 10, "attn": 10, "mlp": 22}
+    tables = ["embed", "value_embed_0", "value_embed_1", "value_embed_2", "lm_head"]
+    assert [parameter.label for parameter in model.adam_parameters()] == [*tables, "scalars"]
+    assert len(list(model.parameters())) == 43 + 6
+    shapes = {tuple(parameter.shape) for parameter in model.muon_parameters() if parameter.label in ("attn", "mlp")}
+    assert shapes == {(32, 128)}
+
+
+def test_record_has_its_published_size() -> None:
+    record = GPT(preset("record_134"), num_scalars=64, device=torch.device("meta"))
+    matrices = sum(p.numel() for p in record.muon_parameters() if p.label in ("attn", "mlp"))
+    assert matrices == 32 * 768 * 3072
+    assert models.num_parameters(record.parameters()) == pytest.approx(268.7e6, rel=1e-3)
+    assert {p.dtype for p in record.muon_parameters() if p.label in ("attn", "mlp")} == {torch.float32}
+    assert {p.dtype for p in record.adam_parameters() if p.label != "scalars"} == {torch.bfloat16}
+
+
+def test_packed_scalars_have_their_places() -> None:
+    packed = models.initial_scalars(64)
+    scalars = Scalars.unpack(packed)
+    assert NATURAL_NUM_SCALARS == 51
+    assert (scalars.skip.item(), scalars.smear.item(), scalars.backout.item()) == (-1.5, 0.0, 0.5)
+    assert [pair.tolist() for pair in scalars.block] == [pytest.approx([1.1, 0.0])] * 12
+    assert [pair.tolist() for pair in scalars.attention] == [[0.5, 0.5]] * 12
+    assert len(packed) == 64
+
+
+def test_number_of_scalars_follows_the_ranks_or_is_refused() -> None:
+    record = preset("record_134")
+    assert [packed_num_scalars(preset("tiny_cpu"), ranks) for ranks in (1, 2, 3, 8)] == [51, 52, 51, 56]
+    assert [packed_num_scalars(record, ranks) for ranks in (1, 8)] == [64, 64]
+    with pytest.raises(TrainerError, match=r"num_scalars=50 must be 51 or more .* --set num_scalars=56"):
+        packed_num_scalars(with_settings(record, ["num_scalars=50"]), 8)
+    with pytest.raises(TrainerError, match="multiple of the 8 ranks: --set num_scalars=56"):
+        packed_num_scalars(with_settings(record, ["num_scalars=60"]), 8)
+
+
+def test_first_loss_is_that_of_guessing() -> None:
+    config, batch = _config(), _batch()
+    loss = _loss(config, _model(config, is_trained=False), batch)
+    assert loss.item() / NUM_TOKENS == pytest.approx(math.log(50_257), abs=1e-3)
+
+
+def test_every_parameter_gets_a_finite_gradient(model: GPT) -> None:
+    config = _config()
+    _loss(config, model, _batch()).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    model.zero_grad()
+
+
+def test_document_ids_skip_empty_documents() -> None:
+    assert document_ids(torch.tensor([0, 2, 3, 5, 5, 5], dtype=torch.int32), 5).tolist() == [0, 0, 1, 2, 2]
+
+
+def test_reference_attention_is_the_sum_written_out() -> None:
+    config, batch, window = _config(), _batch(), 4
+    q, k, v = (torch.randn(NUM_TOKENS, 2, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    y = attend(q, k, v, make_sight(config, batch.cu_seqlens, window, torch.float32))
+    documents = document_ids(batch.cu_seqlens, NUM_TOKENS).tolist()
+    for t in range(NUM_TOKENS):
+        seen = [s for s in range(t + 1) if t - s <= window and documents[s] == documents[t]]
+        for head in range(2):
+            weights = torch.softmax(k[seen, head] @ q[t, head], dim=0)
+            torch.testing.assert_close(y[t, head], weights @ v[seen, head])
+
+
+def test_the_block_mask_sees_what_the_dense_one_sees() -> None:
+    batch = _batch()
+    documents = document_ids(batch.cu_seqlens, NUM_TOKENS)
+    dense = attention._dense_mask(documents, 4, torch.float32)
+    is_seen = attention._seen(documents, torch.tensor(4))
+    positions = torch.arange(NUM_TOKENS)
+    seen = is_seen(torch.tensor(0), torch.tensor(0), positions[:, None], positions[None, :])
+    assert torch.equal(seen, dense == 0)
+
+
+def _embedding_gradient(model: GPT, config: TrainConfig, batch: MicroBatch, query: int) -> Tensor:
+    """Which tokens' embeddings the loss at one position depends on: [T] bool."""
+    alone = torch.full_like(batch.targets_T, -100)
+    alone[query] = batch.targets_T[query]
+    _loss(config, model, MicroBatch(tokens_T=batch.tokens_T, targets_T=alone, cu_seqlens=batch.cu_seqlens)).backward()  # type: ignore[no-untyped-call]
+    gradients = [table.grad for table in (model.embed, *model.value_embeds)]
+    touched = sum(gradient.abs().sum(1) for gradient in gradients if gradient is not None)
+    model.zero_grad()
+    assert isinstance(touched, Tensor)
+    return touched[batch.tokens_T.long()] > 0
+
+
+@pytest.mark.parametrize(("query", "first"), [(4, 0), (5, 5), (9, 6), (16, 6), (20, 17)])
+def test_no_token_sees_the_future_or_another_document(model: GPT, query: int, first: int) -> None:
+    batch = _batch()
+    seen = _embedding_gradient(model, _config(), batch, query)
+    is_start = batch.tokens_T == END_OF_TEXT  # all documents start with one token, so it says nothing of them
+    allowed = torch.zeros(NUM_TOKENS, dtype=torch.bool)
+    allowed[first : query + 1] = True
+    assert torch.equal(seen | is_start, allowed | is_start)
+
+
+def test_widening_sharpens_and_slows_the_slow_turns_alone() -> None:
+    rotary = models.Rotary(preset("record_134"), torch.float32, CPU)
+    before = rotary.frequencies.clone()
+    rotary.widen(384, 896)
+    assert rotary.scale.item() == pytest.approx(0.1 * (1 + 0.2 * math.log(896 / 384)))
+    assert rotary.frequencies[0] == before[0]  # 61 turns in the old window
+    assert rotary.frequencies[31] == pytest.approx(before[31].item() * 384 / 896)  # 0.06 turns
+    assert not rotary.frequencies[32:].any()
+    torch.testing.assert_close(rotary.cos_TC[7], (7 * rotary.frequencies).cos())
+
+
+@quiet_dynamo
+@pytest.mark.parametrize("mode", ["blocks", "model"])
+def test_compiling_keeps_loss_and_gradients(mode: str) -> None:
+    config, batch = _config(), _batch()
+    plain = _model(config)
+    compiled = _model(config, compiled_regions("aot_eager") if mode == "blocks" else None)
+    forward = compiled if mode == "blocks" else torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    expected, loss = _loss(config, plain, batch), forward(batch, *_sights(config, batch))
+    torch.testing.assert_close(loss, expected)
+    expected.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
+    for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@quiet_dynamo
+def test_layers_of_one_structure_share_a_graph_and_a_wider_window_compiles_nothing() -> None:
+    config, batch = _config(), _batch()
+    graphs: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = _model(config, compiled_regions(count))
+    _loss(config, model, batch)
+    assert len(graphs) == 5  # embed, attention with and without value embedding, MLP, head
+    model.rotary.widen(8, 12)
+    wide = make_sight(config, batch.cu_seqlens, 12, torch.float32)
+    model(_batch(1), wide, wide)
+    assert len(graphs) == 5
