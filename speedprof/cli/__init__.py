@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -25,8 +27,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+def _register(command: Callable[..., None]) -> None:
+    """Add a command whose docstring is its help; the examples in it go last, below the options."""
+    text, _, examples = inspect.getdoc(command).partition("Examples:\n")  # type: ignore[union-attr]
+    app.command(help=text, epilog=f"\b\nExamples:\n{examples}")(command)
+
+
 for _command in (capture, analyze, report, check):
-    app.command()(_command)
+    _register(_command)
 
 
 def main() -> None:

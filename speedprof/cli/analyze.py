@@ -18,7 +18,6 @@ def analyze(
 ) -> None:
     """Say where each millisecond of a step goes, in a run or in any Kineto traces.
 
-    \b
     Examples:
       python -m speedprof analyze latest
       python -m speedprof analyze rank0.json.gz rank1.json.gz --json

@@ -45,7 +45,6 @@ def capture(
     After the warm-up, STEPS steps are clocked without the profiler. Then as many are traced as --max-trace-mb holds.
     Everything lands in traces/<run-id>/, the reports in reports/<run-id>/.
 
-    \b
     Examples:
       python -m speedprof capture --steps 50
       python -m speedprof capture --steps 20 --nproc 4 -- --set learning_rate=0.02

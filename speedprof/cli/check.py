@@ -18,7 +18,6 @@ def check(
 
     Exit code 0 for a run that is fit, 5 for one that is not.
 
-    \b
     Examples:
       python -m speedprof check latest
       python -m speedprof check latest --json

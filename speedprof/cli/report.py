@@ -18,7 +18,6 @@ def report(
 ) -> None:
     """Write the reports of a run into reports/<run-id>/.
 
-    \b
     Examples:
       python -m speedprof report latest
       python -m speedprof report latest --format md --force
