@@ -1,0 +1,1 @@
+"""Reports: each shows a `Report` in its own form and measures nothing."""

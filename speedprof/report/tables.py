@@ -77,8 +77,8 @@ def step_time_table(report: Report) -> TextTable:
         columns=columns,
         rows=rows,
         num_labels=2,
-        remark="Median, interval, MAD (median absolute deviation) and slowest are of the clean steps, which ran without "
-        "the profiler; profiled is the median of the steps under it.",
+        remark="Median, interval, MAD (median absolute deviation) and slowest are of the clean steps, which ran "
+        "without the profiler; profiled is the median of the steps under it.",
     )
 
 
