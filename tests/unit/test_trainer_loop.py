@@ -107,7 +107,7 @@ def test_the_loss_falls_and_all_is_said(shards: TrainingData, capsys: pytest.Cap
     assert [number for number, _ in heard.marks] == list(range(13))
     assert heard.facts["tokens_per_step"] == 64
     assert heard.facts["attention"] == "reference"
-    assert json.loads(json.dumps(heard.facts["optimizer_plan"])) == heard.facts["optimizer_plan"]
+    assert len(json.loads(json.dumps(heard.facts["optimizer_plan"]))) == 4 + 6
     assert set(heard.metrics) == {"loss", "lr", "adam_lr", "muon_momentum", "validation_loss"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("preset tiny_cpu  ranks 1  device cpu  attention reference  compile off")
