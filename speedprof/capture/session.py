@@ -80,11 +80,13 @@ class CaptureSession:
     # What the program says
 
     def step_began(self, step: int, kind: StepKind) -> None:
+        clock = self._open_clock()
+        clock.step_passed()
         if kind == "train":
             self._mark = self._next_mark()
             self._num_marked[self._mark] += 1
         self._record = replace(self._record, last_step=step, num_marked=dict(self._num_marked))
-        self._open_clock().step_began(step, kind, self._mark)
+        clock.step_began(step, kind, self._mark)
         self._save_sometimes()
 
     def step_ended(self, step: int) -> None:
@@ -200,7 +202,7 @@ class CaptureSession:
         except Exception as error:  # the trace is lost, the rest must not be
             self._note(f"the trace of rank {self._record.rank} was lost: {error}")
         if self._clock is not None:
-            self._clock.close()
+            self._clock.close(is_last_whole=status in {RunStatus.COMPLETE, RunStatus.PARTIAL})
         self._writer.close()
         if self._record.status is not RunStatus.FAILED:
             self._end(status, exit_code=exit_code, error=None)
@@ -260,9 +262,10 @@ def run_program(session: CaptureSession, program: str, arguments: list[str], log
         exit_code = _code_of(stop)
         status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
         if exit_code:
+            status = RunStatus.FAILED
             session.fail(exit_code=exit_code, error=_last_line(log_path))
     except BaseException as error:
-        exit_code = 1
+        exit_code, status = 1, RunStatus.FAILED
         text = _own_traceback(error)
         session.fail(exit_code=exit_code, error=text)
         print(text, file=sys.stderr)

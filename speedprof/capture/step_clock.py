@@ -1,7 +1,7 @@
 """The clock that is always on: how long each step and each of its stages takes, without ever holding the device up.
 
-On a GPU a step runs from the CUDA event at its mark to the event at the next mark, and a stage between the events at
-its two ends; events are read when they have long passed. On CPU ranks there is only the host's clock.
+On a GPU a step runs from a CUDA event at its mark to another at the next mark, and a stage between events at its two
+ends; events are read when they have long passed. On CPU ranks there is only the host's clock.
 """
 
 from __future__ import annotations
@@ -89,24 +89,30 @@ class StepClock:
         self._anchor: _Anchor | None = None
         self._anchor_stream = torch.cuda.Stream() if has_device else None
 
+    def step_passed(self) -> None:
+        """The next step's mark has come: the open step, if any, ends here.
+
+        What a capture does between this and `step_began`, such as starting the profiler, belongs to no step.
+        """
+        if self._open is None:
+            return
+        self._recycle(self._open.ended)
+        self.step_ended()
+        self._passing.append(self._open)
+        self._open = None
+
     def step_began(self, step: int, kind: StepKind, mark: Mark) -> None:
-        """Mark `step`: the step before it ends here."""
-        event = self._record_event()
-        row = {
+        """Open `step`; the step before it must have passed."""
+        row: dict[str, int | float] = {
             "step": step,
             "kind": KINDS.index(kind),
             "mark": MARKS.index(mark),
             "phase": len(self._phases) - 1,
             "host_start_ns": time.time_ns(),
         }
-        if self._anchor_stream is not None and self._is_anchor_due(row["host_start_ns"]):
+        if self._anchor_stream is not None and self._is_anchor_due():
             row |= self._take_anchor(self._anchor_stream)
-        opened = _Step(dict(row), event, self._anchor)
-        if self._open is not None:
-            self._recycle(self._open.ended)
-            self._open.ended, self._open.ended_ns = event, opened.began_ns
-            self._passing.append(self._open)
-        self._open = opened
+        self._open = _Step(row, self._record_event(), self._anchor)
         self._write_passed()
 
     def step_ended(self) -> None:
@@ -139,13 +145,14 @@ class StepClock:
             self._phases.append(name)
             self._writer.set_header("phases", list(self._phases))
 
-    def close(self) -> None:
-        """Write what is left, waiting for the device; where the device has failed, the host's times alone."""
-        if self._open is not None and self._open.ended is None:
-            self.step_ended()
-        if self._open is not None:
+    def close(self, *, is_last_whole: bool) -> None:
+        """Write what is left, waiting for the device; where the device has failed, the host's times alone.
+
+        A last step that an error or a signal cut short is not written: its time is no step's time.
+        """
+        if self._open is not None and is_last_whole:
             self._passing.append(self._open)
-            self._open = None
+        self._open = None
         try:
             if self._has_device:
                 torch.cuda.synchronize()
@@ -171,8 +178,8 @@ class StepClock:
     def _recycle(self, *events: torch.cuda.Event | None) -> None:
         self._free_events += [event for event in events if event is not None]
 
-    def _is_anchor_due(self, now_ns: int) -> bool:
-        return self._anchor is None or now_ns - self._anchor.host_ns >= NS_PER_S
+    def _is_anchor_due(self) -> bool:
+        return self._anchor is None or time.time_ns() - self._anchor.host_ns >= NS_PER_S
 
     def _take_anchor(self, stream: torch.cuda.Stream) -> dict[str, int]:
         """Set a new anchor; the clocks' drift since the last one, if the event passed in time to be trusted."""
@@ -200,7 +207,7 @@ class StepClock:
         if self._has_device:
             self._add_device_times(step)
         self._writer.append(row)
-        self._recycle(step.began, *(event for one in step.stages for event in (one.began, one.left)))
+        self._recycle(step.began, step.ended, *(event for one in step.stages for event in (one.began, one.left)))
 
     def _add_device_times(self, step: _Step) -> None:
         row = step.row
