@@ -75,6 +75,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _find_data(arguments: argparse.Namespace, ranks: Ranks) -> TrainingData:
     """The shards to use, all checked now rather than when their turn comes."""
+    if arguments.data is None and arguments.val_data is not None:
+        raise TrainerError("--val-data needs --data: name the shards to train on too", WRONG_USAGE)
     if arguments.data is None:
         text = stdlib_shards(is_builder=ranks.local_rank == 0)
         return TrainingData(train=[text.train], validation=[text.validation])

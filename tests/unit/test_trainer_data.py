@@ -13,7 +13,7 @@ from trainer import stdlib_text
 from trainer.config import TrainConfig, preset, with_settings
 from trainer.data import MicroBatch, find_documents, micro_batches, pack_documents
 from trainer.errors import ENVIRONMENT, UNREADABLE_INPUT, WRONG_USAGE, TrainerError
-from trainer.shards import read_shard, write_shard
+from trainer.shards import Tokens, read_shard, write_shard
 from trainer.vocabulary import END_OF_TEXT
 
 CPU = torch.device("cpu")
@@ -126,6 +126,20 @@ def test_the_default_text_is_tokenised_once(_few_sources: Path, monkeypatch: pyt
     assert stdlib_text.stdlib_shards(is_builder=True) == shards
     assert stdlib_text.stdlib_shards(is_builder=False) == shards
     assert [path.name for path in shards.train.parent.parent.iterdir()] == [shards.train.parent.name]
+
+
+def test_the_first_of_several_builders_wins(_few_sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: PT019
+    tokenise = stdlib_text._tokenise
+
+    def tokenise_while_another_builds(files: list[Path]) -> list[Tokens]:
+        monkeypatch.setattr(stdlib_text, "_tokenise", tokenise)
+        stdlib_text.stdlib_shards(is_builder=True)
+        return tokenise(files)
+
+    monkeypatch.setattr(stdlib_text, "_tokenise", tokenise_while_another_builds)
+    shards = stdlib_text.stdlib_shards(is_builder=True)
+    assert len(read_shard(shards.train)) > 0
+    assert len(list(shards.train.parent.parent.iterdir())) == 1, "the loser's folder is left behind"
 
 
 def test_another_library_gets_other_shards(_few_sources: Path) -> None:  # noqa: PT019

@@ -151,6 +151,7 @@ def test_a_stop_at_a_mark_leaves_no_group_behind(shards: TrainingData) -> None:
         (["--steps", "many"], "invalid int value", 2),
         (["--preset", "huge"], "no preset 'huge'", 2),
         (["--set", "size=3"], "no field 'size'; the fields are", 2),
+        (["--preset", "tiny_cpu", "--val-data", "*.bin"], "--val-data needs --data", 2),
         (["fly"], "invalid choice: 'fly'", 2),
         (["--preset", "tiny_cpu", "--data", "no/such/*.bin"], "no/such/*.bin: no such file", 4),
         (["plan", "--world-size", "0"], "--world-size 0", 2),

@@ -212,3 +212,30 @@ def test_layers_of_one_structure_share_a_graph_and_a_wider_window_compiles_nothi
     wide = make_sight(config, batch.cu_seqlens, 12, torch.float32)
     model(_batch(1), wide, wide)
     assert len(graphs) == 5
+
+
+def test_the_varlen_kernel_is_called_as_torch_has_it() -> None:
+    """Shapes alone, no GPU: our operator promises what torch's own kernels say that they return."""
+    q, k, v = (torch.empty(NUM_TOKENS, 2, 16, dtype=torch.bfloat16, device="meta") for _ in range(3))
+    cu_seqlens = torch.empty(7, dtype=torch.int32, device="meta")
+    promised = attention.varlen_attention(q, k, v, cu_seqlens, 24, 4)
+    returned = attention.varlen_attention._init_fn(q, k, v, cu_seqlens, 24, 4)
+    assert [(x.shape, x.dtype, x.stride()) for x in promised] == [(x.shape, x.dtype, x.stride()) for x in returned]
+    gradients = attention._varlen_attention_backward._init_fn(q, q, k, v, *returned, cu_seqlens, 24, 4)
+    assert [x.shape for x in gradients] == [q.shape, k.shape, v.shape]
+
+
+def test_the_record_passes_forward_and_backward_in_shapes() -> None:
+    meta = torch.device("meta")
+    config = preset("record_134")
+    model = GPT(config, num_scalars=64, device=meta)
+    ids = torch.zeros(config.micro_batch_tokens, dtype=torch.int64, device=meta)
+    batch = MicroBatch(tokens_T=ids.int(), targets_T=ids, cu_seqlens=torch.empty(129, dtype=torch.int32, device=meta))
+    short, long = (make_sight(config, batch.cu_seqlens, window, model.dtype) for window in (192, 384))
+    loss = model(batch, short, long)
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    loss.backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.shape == parameter.shape
+        assert parameter.grad.dtype == parameter.dtype
