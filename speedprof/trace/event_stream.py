@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from speedprof.errors import UnreadableError
-from speedprof.trace.events import Event, decode_events, salvage_events
+from speedprof.trace.events import Event, Salvage, decode_events, salvage_events
 
 # `"traceEvents": [` that is a key, not the inside of a string with escaped quotes.
 _ARRAY_KEY = re.compile(rb'(?<!\\)"traceEvents"\s*:\s*\[')
@@ -33,26 +34,26 @@ class EventStream:
     note: Callable[[str], None]
     metadata: dict[str, Any] = field(default_factory=dict)
     num_broken: int = 0
+    _is_closed: bool = False
 
     def __iter__(self) -> Iterator[list[Event]]:
         carry = self._open_array()
         for block in self.blocks:
-            border, pieces = _last_border(block), carry + block
-            if border is None and len(pieces) < _MAX_CARRY_BYTES:
-                carry = pieces
-                continue
-            cut = len(carry) + (len(block) if border is None else border)
-            events, rest = self._decode(pieces[:cut])
+            text = carry + block
+            border, events = self._decode_to_border(text, len(carry))
+            if events is None:
+                salvage = self._salvage(text, is_last=False)
+                events, carry = salvage.events, salvage.rest
+                if len(carry) > _MAX_CARRY_BYTES:
+                    self.num_broken += 1
+                    carry = b""
+            else:
+                carry = text[border:]
             if events:
                 yield events
-            if rest is None:
-                carry = pieces[cut:]
-                continue
-            text, closed = rest
-            if closed:
-                self._close(text + pieces[cut:])
+            if self._is_closed:
+                self._close(carry)
                 return
-            carry = text + pieces[cut:] if len(text) < _MAX_CARRY_BYTES else self._give_up(pieces[cut:])
         events = self._decode_last(carry)
         if events:
             yield events
@@ -91,14 +92,23 @@ class EventStream:
             )
         return UnreadableError(f"{self.path} is JSON but holds no traceEvents", next_step=_NOT_KINETO)
 
-    def _decode(self, piece: bytes) -> tuple[list[Event], tuple[bytes, bool] | None]:
-        """The events of a piece that ends at a border, and what a forgiving pass left over, if one was needed."""
-        events = decode_events(piece.rstrip().removesuffix(b","))
-        if events is not None:
-            return events, None
-        salvage = salvage_events(piece)
+    def _decode_to_border(self, text: bytes, start: int) -> tuple[int, list[Event] | None]:
+        """The events up to one of the last borders behind `start`, or None where no border makes sense.
+
+        What looks like a border may lie in a string or a list within an event. Then the text before it is no whole
+        list of values and does not decode, so a border that decodes is one.
+        """
+        for border in islice(_borders(text, start), 4):
+            events = decode_events(text[:border].rstrip().removesuffix(b","))
+            if events is not None:
+                return border, events
+        return 0, None
+
+    def _salvage(self, text: bytes, *, is_last: bool) -> Salvage:
+        salvage = salvage_events(text, is_last=is_last)
         self.num_broken += salvage.num_broken
-        return salvage.events, (salvage.rest, salvage.closed)
+        self._is_closed = salvage.closed
+        return salvage
 
     def _decode_last(self, carry: bytes) -> list[Event]:
         """The events of the end of the file, where the array should close."""
@@ -112,8 +122,7 @@ class EventStream:
             if events is not None:
                 self._close(carry[end + 1 :])
                 return events
-        salvage = salvage_events(carry)
-        self.num_broken += salvage.num_broken
+        salvage = self._salvage(carry, is_last=True)
         if salvage.closed:
             self._close(salvage.rest)
         else:
@@ -140,18 +149,11 @@ class EventStream:
         if isinstance(found, dict):
             self.metadata |= {key: value for key, value in found.items() if key != "traceEvents"}
 
-    def _give_up(self, following: bytes) -> bytes:
-        self.num_broken += 1
-        return following
 
-
-def _last_border(block: bytes) -> int | None:
-    """Where in `block` its last whole event ends: behind a `},` that another `{` follows."""
-    end = len(block)
-    while True:
-        end = block.rfind(b"{", 0, end)
-        if end <= 0:
-            return None
-        before = block[max(end - 256, 0) : end].rstrip()
+def _borders(text: bytes, start: int) -> Iterator[int]:
+    """Where events seem to begin behind `start`, the last first: at a `{` that `},` precedes."""
+    end = len(text)
+    while (end := text.rfind(b"{", start, end)) > 0:
+        before = text[max(end - 256, 0) : end].rstrip()
         if before.endswith(b",") and before[:-1].rstrip().endswith(b"}"):
-            return end
+            yield end

@@ -130,13 +130,16 @@ class _Literal(str):
 
 _forgiving = json.JSONDecoder(strict=False, parse_float=_Literal, parse_constant=_Literal)
 _GAP = re.compile(r"[\s,]*")
-_NEXT_EVENT = re.compile(r"\}\s*,\s*(?=\{)")
+_NEXT_EVENT = re.compile(r",\s*(?=\{)")
+# An event that fails to parse this close to the end of a piece may only be cut by it.
+_LARGE_EVENT_CHARS = 1 << 16
 
 
-def salvage_events(piece: bytes) -> Salvage:
+def salvage_events(piece: bytes, *, is_last: bool) -> Salvage:
     """The events of a damaged `piece` one by one: control characters, NaN and unknown types pass or cost one event.
 
-    Far slower than decode_events, and used only for the piece of about a megabyte that is damaged.
+    Far slower than decode_events, and used only for the piece of about a megabyte that is damaged. What is cut at
+    the end is left as `rest`, unless the piece `is_last`.
     """
     text = piece.decode("utf-8", errors="replace")
     events: list[Event] = []
@@ -147,7 +150,7 @@ def salvage_events(piece: bytes) -> Salvage:
             value, end = _forgiving.raw_decode(text, at)
         except (ValueError, RecursionError):
             border = _NEXT_EVENT.search(text, at)
-            if border is None:
+            if border is None or (not is_last and len(text) - at < _LARGE_EVENT_CHARS):
                 break
             num_broken += 1
             at = border.end()

@@ -86,7 +86,7 @@ def device_windows(steps: HostSteps, launched_in: Int64s, start: Int64s, on_main
     empty = first == np.iinfo(np.int64).max
     # Work of a later step that begins before an earlier step's moves that step's window with it: windows never cross.
     begin = np.minimum.accumulate(first[::-1])[::-1]
-    end = np.append(begin[1:], last_end)
+    end = np.append(begin[1:], last_end)[: len(steps)]
     end = np.where(end == np.iinfo(np.int64).max, last_end, end)
     return _steps_table(steps, begin, end, empty)
 
