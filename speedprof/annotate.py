@@ -97,23 +97,21 @@ class _StageRange(Range):
 
     __slots__ = ("_group", "_heard_by", "_stage")
 
-    def __init__(self, stage: str, group: str) -> None:
-        super().__init__(_stage_name(stage, group))
+    def __init__(self, name: str, heard_by: Listener, stage: str, group: str) -> None:
+        super().__init__(name)
+        self._heard_by = heard_by
         self._stage = stage
         self._group = group
 
     def __enter__(self) -> None:
-        self._heard_by = _listener
-        if self._heard_by is not None:
-            self._heard_by.stage_began(self._stage, self._group)
+        self._heard_by.stage_began(self._stage, self._group)
         super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, traceback)
-        if self._heard_by is not None:
-            self._heard_by.stage_ended(self._stage, self._group)
+        self._heard_by.stage_ended(self._stage, self._group)
 
 
 class _StepRange(Range):
@@ -121,23 +119,21 @@ class _StepRange(Range):
 
     __slots__ = ("_heard_by", "_kind", "_step")
 
-    def __init__(self, step: int, kind: StepKind) -> None:
-        super().__init__(f"{STEP_PREFIX}{step}")
+    def __init__(self, name: str, heard_by: Listener, step: int, kind: StepKind) -> None:
+        super().__init__(name)
+        self._heard_by = heard_by
         self._step = step
         self._kind = kind
 
     def __enter__(self) -> None:
-        self._heard_by = _listener
-        if self._heard_by is not None:
-            self._heard_by.step_began(self._step, self._kind)
+        self._heard_by.step_began(self._step, self._kind)
         super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, traceback)
-        if self._heard_by is not None:
-            self._heard_by.step_ended(self._step)
+        self._heard_by.step_ended(self._step)
 
 
 @functools.cache
@@ -150,7 +146,10 @@ def step(n: int, *, kind: StepKind = "train") -> AbstractContextManager[None]:
 
     Host step n runs from entering this range to entering the next one, or to its end for the last.
     """
-    return nullcontext() if torch.compiler.is_compiling() else _StepRange(n, kind)
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    name = f"{STEP_PREFIX}{n}"
+    return Range(name) if _listener is None else _StepRange(name, _listener, n, kind)
 
 
 def stage(stage: str, group: str) -> AbstractContextManager[None]:
@@ -158,7 +157,10 @@ def stage(stage: str, group: str) -> AbstractContextManager[None]:
 
     Raises ValueError for a stage that is not in `Stage`.
     """
-    return nullcontext() if torch.compiler.is_compiling() else _StageRange(stage, group)
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    name = _stage_name(stage, group)
+    return Range(name) if _listener is None else _StageRange(name, _listener, stage, group)
 
 
 def range(name: str) -> AbstractContextManager[None]:

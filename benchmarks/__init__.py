@@ -1,0 +1,1 @@
+"""Side-by-side measurements; docs/log.md records what they gave."""
