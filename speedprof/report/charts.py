@@ -26,7 +26,7 @@ RIGHT = WIDTH - 16
 TOP = 14
 _BAR_HEIGHT = 26
 _BAR_PITCH = 40
-_MAX_COLUMN_WIDTH = 36
+_MAX_COLUMN_WIDTH = 56
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hand_made import (
+    EPOCH_NS,
+    MS,
+    analysis,
+    breakdown,
+    budget,
+    manifest,
+    partition,
+    rank_analysis,
+    run_log,
+    stage,
+    step_log,
+    step_rows,
+    two_ranks,
+)
+
+from speedprof.analyses.core_sharing import is_sharing_cores
+from speedprof.findings import Evidence, Finding, Severity, Slug, find_all, mean_step_ns
+from speedprof.trace.model import Timeline
+
+DOCS = Path(__file__).parents[2] / "docs" / "findings.md"
+
+
+def costs(findings: tuple[Finding, ...]) -> dict[str, int]:
+    return {finding.slug: finding.cost_ns for finding in findings}
+
+
+@pytest.mark.parametrize("slug", list(Slug))
+def test_each_slug_has_its_entry_in_the_docs(slug: Slug) -> None:
+    _, found, entry = DOCS.read_text().partition(f"\n## `{slug}`\n")
+    entry = entry.partition("\n## ")[0]
+    assert found
+    assert all(word in entry for word in ("**Means**", "**Measured**", "**Try**", "**Example**"))
+
+
+def test_costs_are_means_over_steps_and_ranks_and_the_worst_rank_is_the_evidence() -> None:
+    found = find_all(analysis(two_ranks()))
+    assert costs(found) == {
+        # Rank 0 has 0.9 ms of exposed communication a step, rank 1 has 1.75: 1.325 in all.
+        Slug.IDLE_DEVICE: 950_000,
+        Slug.EXPOSED_COMMUNICATION: 1_325_000 - 375_000 - 300_000,
+        Slug.EXPOSED_ALL_GATHER: (300_000 + 450_000) // 2,
+        Slug.EXPOSED_REDUCE_SCATTER: 600_000 // 2,
+        Slug.EXPOSED_COPY: 50_000,
+    }
+    assert [finding.cost_ns for finding in found] == sorted((finding.cost_ns for finding in found), reverse=True)
+    idle = found[0]
+    assert idle.severity is Severity.HIGH
+    assert idle.claim == "The device has nothing to do for 950 us per step (9.5% of it), most on rank 1: 1.00 ms."
+    gather = next(finding for finding in found if finding.slug == Slug.EXPOSED_ALL_GATHER)
+    assert gather.severity is Severity.MEDIUM
+    assert gather.evidence == (Evidence(rank=1, step=60, start_ns=EPOCH_NS + MS, end_ns=EPOCH_NS + 11 * MS),)
+    assert "All-gather of muon.attn" in gather.claim
+
+
+def test_stages_exposed_at_the_same_time_share_what_is_exposed() -> None:
+    stages = (stage("reduce_scatter", "muon.a", 3_000), stage("all_gather", "muon.b", 1_000))
+    found = find_all(analysis((rank_analysis(0, [partition(9_000, 1_000, 0, 0)] * 2, stages),)))
+    # 1.5 and 0.5 ms of stages in 1 ms of exposed time.
+    assert costs(found) == {Slug.EXPOSED_REDUCE_SCATTER: 750_000, Slug.EXPOSED_ALL_GATHER: 250_000}
+
+
+def test_small_groups_are_told_together() -> None:
+    stages = tuple(stage("all_gather", f"adam.{k}", 30) for k in range(10))
+    found = find_all(analysis((rank_analysis(0, [partition(9_800, 200, 0, 0)] * 2, stages),)))
+    assert costs(found) == {Slug.EXPOSED_COMMUNICATION: 200_000}
+    assert found[0].claim.startswith("Communication runs with no compute beside it for 200 us per step (2.0% of it)")
+
+
+def test_what_costs_under_two_per_mille_is_not_told() -> None:
+    assert find_all(analysis((rank_analysis(0, [partition(9_981, 0, 0, 19)]),))) == ()
+    (low,) = find_all(analysis((rank_analysis(0, [partition(9_980, 0, 0, 20)]),)))
+    assert (low.slug, low.severity, low.cost_ns) == (Slug.IDLE_DEVICE, Severity.LOW, 20_000)
+
+
+@pytest.mark.parametrize("ranks_share_cores", [True, None])
+def test_on_shared_cores_nothing_is_claimed_of_overlap(ranks_share_cores: bool | None) -> None:
+    stages = (stage("reduce_scatter", "muon.a", 3_000),)
+    ranks = (rank_analysis(0, [partition(8_000, 2_000, 0, 0)], stages, timeline=Timeline.HOST),)
+    (told,) = find_all(analysis(ranks), ranks_share_cores=ranks_share_cores)
+    assert (told.slug, told.severity, told.cost_ns) == (Slug.EXPOSED_COMMUNICATION, Severity.INFO, 0)
+    assert told.claim.startswith("Cannot tell what communication costs: 2.00 ms per step")
+
+
+def test_cpu_ranks_with_cores_of_their_own_get_the_claim() -> None:
+    stages = (stage("reduce_scatter", "muon.a", 1_000),)
+    ranks = (rank_analysis(0, [partition(8_000, 1_000, 0, 1_000)], stages, timeline=Timeline.HOST),)
+    found = find_all(analysis(ranks), ranks_share_cores=False)
+    assert costs(found) == {Slug.EXPOSED_REDUCE_SCATTER: MS, Slug.IDLE_HOST: MS}
+
+
+def test_ranks_share_cores_where_their_threads_exceed_them() -> None:
+    run = manifest()
+    assert is_sharing_cores(run) is False
+    assert is_sharing_cores(replace(run, environment={"num_cores": 8, "variables": {"OMP_NUM_THREADS": "8"}})) is True
+    assert is_sharing_cores(replace(run, environment={"num_cores": 2})) is False
+    assert is_sharing_cores(replace(run, environment={"num_cores": 1})) is True
+    assert is_sharing_cores(replace(run, environment={})) is None
+
+
+def test_profiler_overhead_is_told_and_said_where_it_may_be_idle_time() -> None:
+    found = find_all(analysis(two_ranks(), run_log()))
+    overhead = next(finding for finding in found if finding.slug == Slug.PROFILER_OVERHEAD)
+    assert (overhead.severity, overhead.cost_ns) == (Severity.INFO, 0)
+    assert overhead.claim.startswith("Under the profiler a step of rank 0 takes 10.0 ms instead of 9.24 ms (8.7% more)")
+    assert overhead.evidence == (Evidence(rank=0, step=None, start_ns=EPOCH_NS + MS, end_ns=EPOCH_NS + 21 * MS),)
+    assert found[0].claim.endswith("; the profiler may cause up to 800 us of it.")
+
+
+def test_without_a_trace_the_step_log_alone_speaks() -> None:
+    log = step_log(step_rows(0, "clean", 0, [10 * MS] * 9 + [11 * MS + 1]) + step_rows(0, "profiled", 10, [10 * MS]))
+    (unsteady,) = find_all(analysis((), log))
+    assert unsteady.slug == Slug.UNSTEADY_STEPS
+    start_ns = EPOCH_NS + 9 * 10 * MS
+    assert unsteady.evidence == (Evidence(rank=0, step=9, start_ns=start_ns, end_ns=start_ns + 11 * MS + 1),)
+
+
+@pytest.mark.parametrize("slowest_ns", [11 * MS, 10 * MS])
+def test_a_step_within_a_tenth_of_the_median_is_steady(slowest_ns: int) -> None:
+    assert find_all(analysis((), step_log(step_rows(0, "clean", 0, [10 * MS] * 9 + [slowest_ns])))) == ()
+
+
+@pytest.mark.parametrize(("unlinked", "num_findings"), [(9, 0), (10, 1)])
+def test_unlinked_work_is_told_from_one_percent(unlinked: int, num_findings: int) -> None:
+    ranks = (rank_analysis(0, [partition(10_000, 0, 0, 0)], error_budget=budget(1_000, unlinked)),)
+    found = find_all(analysis(ranks))
+    assert [finding.slug for finding in found] == [Slug.UNLINKED_WORK] * num_findings
+
+
+def test_nothing_measured_gives_nothing_found() -> None:
+    assert find_all(analysis()) == ()
+    assert mean_step_ns(analysis()) is None
+    without_steps = replace(rank_analysis(0, []), breakdown=breakdown(0, []))
+    assert find_all(analysis((without_steps,))) == ()
+    assert mean_step_ns(analysis((without_steps,))) is None
+
+
+def test_a_finding_without_evidence_cannot_be_built() -> None:
+    with pytest.raises(ValueError, match="no evidence"):
+        Finding(slug="x", severity=Severity.LOW, claim="", cost_ns=1, evidence=(), try_next="")
