@@ -126,7 +126,7 @@ def _host_side(
     raw: RawTrace, ranges: pl.DataFrame, steps: HostSteps, patterns: Sequence[CollectivePattern]
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
     begins = np.array([is_collective_op(text) for text in raw.texts], dtype=np.bool_)[raw.ops.name]
-    work = link_gloo(raw.gloo, raw.ops, begins)
+    work = link_gloo(raw.gloo, raw.ops, begins, raw.texts)
     stage_row, step_index = host_owners(work, raw.ops, ranges, steps)
     columns = host_collectives(work, raw.ops, raw.texts, patterns)
     table = make_collectives(columns, stage_row, _step_numbers(steps, step_index), ranges)

@@ -46,19 +46,55 @@ class HostWork:
     begun_by: Int64s
 
 
-def link_gloo(gloo: RawEvents, ops: RawEvents, begins: Bools) -> HostWork:
-    """Link gloo's events to the operators that began them, the k-th to the k-th.
+def link_gloo(gloo: RawEvents, ops: RawEvents, begins: Bools, texts: Sequence[str]) -> HostWork:
+    """Link gloo's events to the operators that began them, for each kind the k-th to the k-th.
 
         main thread   op 0  op 1              op 2
         gloo thread     ######## 0  ##### 1
         gloo thread                     ######### 2      taken from one queue, first in, first out
 
-    `begins` tells the operators that begin a collective. Where the counts differ (the capture cut one off, or a
-    collective has several parts), or an event begins before its operator, no link is made at all.
+    `begins` tells the operators that begin a collective. Events at the head may have been begun before the capture,
+    and operators at its tail may not have been carried out in it; where even so an event would begin before its
+    operator, its kind is not linked at all.
     """
-    rows = np.flatnonzero(begins)
-    fits = len(rows) == len(gloo) and bool((gloo.start >= ops.start[rows]).all())
-    return HostWork(events=gloo, begun_by=rows if fits else np.full(len(gloo), -1, dtype=np.int64))
+    op_rows = np.flatnonzero(begins)
+    op_kind = np.array([_gloo_kind(texts[name]) for name in ops.name[op_rows].tolist()], dtype=np.str_)
+    kind = np.array([_gloo_kind(texts[name]) for name in gloo.name.tolist()], dtype=np.str_)
+    begun_by = np.full(len(gloo), -1, dtype=np.int64)
+    for one in np.unique(kind):
+        mine, theirs = np.flatnonzero(kind == one), op_rows[op_kind == one]
+        for skip in range(max(len(mine) - len(theirs), 0), len(mine)):
+            begun = theirs[: len(mine) - skip]
+            if (gloo.start[mine[skip:]] >= ops.start[begun]).all():
+                begun_by[mine[skip:]] = begun
+                break
+            if skip >= _MAX_BEGUN_BEFORE:
+                break
+    return HostWork(events=gloo, begun_by=begun_by)
+
+
+# More collectives than this are never under way when a capture begins.
+_MAX_BEGUN_BEFORE = 64
+# Gloo carries out a reduce-scatter as an all-reduce, so the two are one kind in its queue.
+_GLOO_KINDS = (
+    ("reducescatter", "reduce to all"),
+    ("allreduce", "reduce to all"),
+    ("allgather", "all_gather"),
+    ("alltoall", "all_to_all"),
+    ("broadcast", "broadcast"),
+    ("barrier", "barrier"),
+    ("gather", "gather"),
+    ("scatter", "scatter"),
+    ("reduce", "reduce"),
+    ("send", "send"),
+    ("recv", "recv"),
+)
+
+
+def _gloo_kind(name: str) -> str:
+    """What `c10d::_allgather_base_` and `gloo:all_gather` have in common."""
+    plain = name.replace("_", "")
+    return next((kind for part, kind in _GLOO_KINDS if part in plain), "other")
 
 
 def is_collective_op(name: str) -> bool:

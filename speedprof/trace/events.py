@@ -177,5 +177,5 @@ def _to_event(value: object) -> Event | None:
         value.pop("args", None)
     try:
         return msgspec.convert(value, Event)
-    except (msgspec.ValidationError, OverflowError, RecursionError):
+    except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeError):
         return None

@@ -82,10 +82,20 @@ def test_gloo_work_is_linked_to_the_operator_that_began_it():
     assert trace.notes == ()
 
 
-def test_gloo_work_that_cannot_be_linked_is_said_and_counts_for_no_stage():
-    trace = build_trace(HOST + "    0 | gloo 1 | gloo:all_gather | 181 | 190 |")
-    assert [found.device_ns for found in measure_stages(trace)] == [3, 4, 0]
-    assert trace.notes == ("3 gloo collectives could not be linked to what began them: stages do not include them",)
+def test_gloo_work_begun_before_the_capture_is_said_and_the_rest_still_linked():
+    trace = build_trace(HOST + "    0 | gloo 1 | gloo:all_gather | 2 | 9 |")
+    assert [found.device_ns for found in measure_stages(trace)] == [73, 4, 50]
+    assert trace.notes == ("1 gloo collectives could not be linked to what began them: stages do not include them",)
+
+
+def test_gloo_work_without_a_sensible_operator_counts_for_no_stage():
+    rows = HOST.replace("| 130 | 180 |", "| 121 | 124 |")  # before the operator that would have begun it
+    assert [found.device_ns for found in measure_stages(build_trace(rows))] == [73, 4, 0]
+
+
+def test_operators_not_carried_out_before_the_end_leave_the_others_linked():
+    rows = HOST + "    0 | main | c10d::_allgather_base_ | 190 | 195 |"
+    assert [found.device_ns for found in measure_stages(build_trace(rows))] == [73, 4, 50]
 
 
 def test_no_stages_no_rows():

@@ -201,6 +201,10 @@ def test_a_lone_surrogate_does_not_spoil_the_names():
     assert len(read_text(kernel_text(name='"a\\ud800b"')).kernels) == 3
 
 
+def test_a_lone_surrogate_in_a_key_costs_one_event():
+    assert len(read_text(kernel_text(**{"a\\ud800": "1"})).kernels) == 2
+
+
 def test_invalid_utf8_is_replaced():
     assert len(read_text(kernel_text(name='"a@b"').encode().replace(b"@", b"\xff")).kernels) == 3
 
