@@ -202,15 +202,21 @@ def write_header(training: Training, data: TrainingData) -> None:
     if not ranks.is_first:
         return
     muon, adam = (num_parameters(group) for group in (model.muon_parameters(), model.adam_parameters()))
-    validation = data.validation[0] if data.validation else "none"
+    validation = _short(data.validation[0]) if data.validation else "none"
     print(
         f"preset {config.preset}  ranks {ranks.world_size}  device {ranks.device.type}  attention {config.attention}  "
         f"compile {config.compile}\n"
         f"parameters {muon + adam:,} (Muon {muon:,}, Adam {adam:,}, scalars {len(model.scalars)})  "
         f"tokens per step {config.tokens_per_step(ranks.world_size):,}  schedule {config.num_steps} steps\n"
-        f"data {data.train[0]} and {len(data.train) - 1} more  validation {validation}",
+        f"data {_short(data.train[0])} and {len(data.train) - 1} more  validation {validation}",
         flush=True,
     )
+
+
+def _short(path: Path) -> str:
+    """The path with `~` for the user's home folder: logs are passed on, and need not say whose they are."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 class _LossLog:

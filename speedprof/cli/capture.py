@@ -72,7 +72,7 @@ def capture(
         name=chosen if program == "trainer" else Path(program).stem,
         device=device,
     )
-    run_dir, manifest = create_run(launch, out / "traces", run_id=run_id, command=sys.argv)
+    run_dir, manifest = create_run(launch, out / "traces", run_id=run_id, command=["speedprof", *sys.argv[1:]])
     with CaptureProgress(launch, run_dir) as progress:
         outcome = run(launch, run_dir, progress)
     _finish(run_dir, manifest, outcome, out)
