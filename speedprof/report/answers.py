@@ -67,7 +67,7 @@ def format_status(report: Report) -> str | None:
     manifest = report.manifest
     if manifest is None or manifest.status is RunStatus.COMPLETE:
         return None
-    why = f": {manifest.failure}" if manifest.failure else "."
+    why = f": {str(manifest.failure).rstrip('.')}." if manifest.failure else "."
     reached = [record.last_step for record in manifest.ranks if record.last_step is not None]
     how_far = f" Its ranks began steps up to {max(reached)}." if reached else ""
     return f"This run {_ENDINGS[manifest.status]}{why}{how_far} The numbers cover what it left behind."
@@ -109,5 +109,5 @@ def all_notes(report: Report) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def _texts(notes: Iterable[object]) -> list[str]:
-    return [str(note) for note in notes]
+def _texts(notes: object) -> list[str]:
+    return [str(note) for note in notes] if isinstance(notes, list) else []

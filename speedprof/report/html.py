@@ -147,7 +147,9 @@ def _context(report: Report) -> dict[str, Any]:
         "environment": environment_table(report),
         "notes": all_notes(report),
         "sources": report.sources,
-        "failures": [(one.rank, one.error) for one in report.manifest.ranks if one.error] if report.manifest else [],
+        "failures": [(one.rank, str(one.error)) for one in report.manifest.ranks if one.error]
+        if report.manifest
+        else [],
         "schema_version": SCHEMA_VERSION,
         "version": __version__,
     }

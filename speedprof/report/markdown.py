@@ -23,10 +23,11 @@ from speedprof.report.tables import TextTable, costliest_stage_table, partition_
 from speedprof.report.text import escape_markdown
 from speedprof.run_dir import write_atomically
 
-_MAX_FINDINGS = 8
-_MAX_RANKS = 6
-_MAX_STAGES = 8
-_MAX_NOTES = 5
+# Together they keep the report under 60 lines, whatever the run.
+_MAX_FINDINGS = 6
+_MAX_RANKS = 4
+_MAX_STAGES = 5
+_MAX_NOTES = 3
 
 
 def format_markdown(report: Report) -> str:
@@ -41,10 +42,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"# {escape_markdown(_title(report))}"
     yield ""
     status = format_status(report)
-    if status:
-        yield f"> **{escape_markdown(status)}**"
-        yield ""
-    yield f"**{escape_markdown(format_step_time(report))}** {escape_markdown(format_headline(report))}"
+    warning = f"**{escape_markdown(status)}** " if status else ""
+    yield f"{warning}**{escape_markdown(format_step_time(report))}** {escape_markdown(format_headline(report))}"
     yield ""
     yield from _findings(report.findings, report)
     yield from _section(_cut(step_time_table(report)), note=INTERVAL_MEANING)

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hand_made import (
+    HOSTILE_NAMES,
+    analysis,
+    empty_report,
+    hostile_report,
+    manifest,
+    partition,
+    rank_analysis,
+    run_log,
+    small_report,
+    stage,
+    step_log,
+    step_rows,
+)
+
+from speedprof.findings import find_all
+from speedprof.report.charts import Axis, draw_mean_steps, draw_step_times, draw_steps
+from speedprof.report.document import Report
+from speedprof.report.html import format_html, write_html
+from speedprof.report.tables import partition_table, step_time_table
+from speedprof.run_dir import RunStatus
+
+
+class Page(HTMLParser):
+    """The elements and the text of a page; void elements and SVG included."""
+
+    _VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self._VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def large_report() -> Report:
+    stages = tuple(stage(name, f"muon.{k}", 300) for k in range(12) for name in ("reduce_scatter", "all_gather"))
+    ranks = tuple(rank_analysis(rank, [partition(8_000, 1_500, 100, 400)] * 50, stages) for rank in range(8))
+    log = run_log(8, num_clean=1_000)
+    measured = analysis(ranks, log)
+    return Report(
+        analysis=measured, findings=find_all(measured), manifest=manifest(num_ranks=8), step_log=log, sources=("x",)
+    )
+
+
+def reports() -> dict[str, Report]:
+    failed = replace(small_report(), manifest=manifest(status=RunStatus.FAILED, failure="rank 1 died"))
+    only_log = replace(empty_report(), step_log=run_log(1), analysis=analysis((), run_log(1)))
+    only_trace = replace(small_report(), manifest=None, step_log=None)
+    one_step = step_log(step_rows(0, "clean", 5, [1]))
+    return {
+        "small": small_report(),
+        "empty": empty_report(),
+        "failed": failed,
+        "only a step log": only_log,
+        "only a trace": only_trace,
+        "one step": replace(empty_report(), step_log=one_step, analysis=analysis((), one_step)),
+        "an empty log": replace(empty_report(), step_log=step_log([])),
+        "a trace without steps": replace(empty_report(), analysis=analysis((rank_analysis(0, []),))),
+        "large": large_report(),
+    }
+
+
+@pytest.fixture(params=list(reports()))
+def report(request: pytest.FixtureRequest) -> Report:
+    return reports()[request.param]
+
+
+def test_the_page_is_well_formed_small_and_loads_nothing(report: Report, tmp_path: Path) -> None:
+    write_html(report, tmp_path / "index.html")
+    assert (tmp_path / "index.html").stat().st_size < 3_000_000
+    page = Page((tmp_path / "index.html").read_text())
+    assert page.open == []
+    tags = {tag for tag, _ in page.elements}
+    assert tags.isdisjoint({"script", "img", "iframe", "object", "embed", "form", "a"})
+    references = [value for _, attrs in page.elements for name, value in attrs.items() if name in {"src", "href"}]
+    assert references == ["data:,"]
+
+
+def test_the_policy_allows_the_page_its_own_style_alone(report: Report) -> None:
+    text = format_html(report)
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = next(attrs["content"] for _, attrs in Page(text).elements if "http-equiv" in attrs)
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    assert not [1 for _, attrs in Page(text).elements for name in attrs if name == "style" or name.startswith("on")]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_names_stay_text(name: str) -> None:
+    harmless = [(tag, sorted(attrs)) for tag, attrs in Page(format_html(hostile_report("name"))).elements]
+    page = format_html(hostile_report(name))
+    assert [(tag, sorted(attrs)) for tag, attrs in Page(page).elements] == harmless
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
+    page.encode()
+
+
+def test_the_answer_and_every_number_of_the_tables_are_on_the_page() -> None:
+    text = Page(format_html(small_report())).text
+    assert "9.35 ms median of 50 clean steps on rank 1, the slowest of 2" in text
+    assert "95% interval 9.270 to 9.420 ms" in text
+    for table in (step_time_table(small_report()), partition_table(small_report())):
+        assert all(cell in text for row in table.rows for cell in row)
+    assert all(finding.claim in text for finding in small_report().findings)
+
+
+def test_missing_data_is_said(report: Report) -> None:
+    text = Page(format_html(report)).text
+    assert ("There is no step log" in text) == (report.step_log is None or report.step_log.steps.is_empty())
+    assert ("There is no trace" in text) == (not report.analysis.ranks)
+
+
+def test_a_failed_run_says_so_first() -> None:
+    text = Page(format_html(reports()["failed"])).text
+    assert text.index("This run failed: rank 1 died") < text.index("How long is a step")
+
+
+def test_every_chart_is_named_can_be_reached_and_has_a_table() -> None:
+    page = Page(format_html(small_report()))
+    charts = [attrs for tag, attrs in page.elements if tag == "svg" and attrs.get("role") == "img"]
+    ids = [attrs["id"] for _, attrs in page.elements if attrs.get("id")]
+    assert len(charts) == 5
+    assert all(chart["tabindex"] == "0" for chart in charts)
+    assert all(word in ids for chart in charts for word in str(chart["aria-labelledby"]).split())
+    assert len(ids) == len(set(ids))
+
+
+def test_each_step_is_drawn_once_where_its_time_says() -> None:
+    log = step_log(step_rows(0, "warmup", 0, [10**9]) + step_rows(0, "clean", 1, [10_000_000, 10_000_000, 20_000_000]))
+    (chart,) = draw_step_times(log, ())
+    paths = {shape.name: shape.path for shape in chart.shapes}
+    assert paths["profiled"] == paths["transition"] == ""
+    points = re.findall(r"M([\d.]+) ([\d.]+)m", paths["clean"])
+    assert len(points) == 3
+    assert points[0][1] == points[1][1] > points[2][1]
+    # The warm-up step is far above the axis, so it sits on its upper edge.
+    assert re.findall(r"M[\d.]+ ([\d.]+)m", paths["warmup"]) == ["14"]
+    assert chart.remark == "1 step above the axis, drawn at its edge: up to 1000.000 ms."
+
+
+def test_bars_are_as_long_as_their_share() -> None:
+    chart = draw_mean_steps(small_report().analysis)
+    assert chart is not None
+    whole = 1024 - 84 - 64
+    widths = {part.name: part.width for part in chart.bars[0].parts}
+    assert widths == {
+        "compute": pytest.approx(0.81 * whole, abs=0.01),
+        "communication": pytest.approx(0.09 * whole, abs=0.01),
+        "copy": pytest.approx(0.01 * whole, abs=0.01),
+        "idle": pytest.approx(0.09 * whole, abs=0.01),
+    }
+
+
+def test_columns_stack_to_the_length_of_their_step() -> None:
+    chart = draw_steps(rank_analysis(0, [partition(4_000, 3_000, 2_000, 1_000)]), longest_ns=10_000_000, height=190)
+    assert chart is not None
+    heights = [float(found[1]) for shape in chart.shapes if (found := re.search(r"v([\d.]+)h", shape.path))]
+    assert heights == pytest.approx([0.4 * 152, 0.3 * 152, 0.2 * 152, 0.1 * 152], abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 10, ["0.0", "2.5", "5.0", "7.5", "10.0"]),
+        (0, 1, ["0.00", "0.25", "0.50", "0.75", "1.00"]),
+        (95, 103, ["96", "98", "100", "102"]),
+        (0, 20_000, ["0", "5000", "10000", "15000", "20000"]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, labels: list[str]) -> None:
+    assert [tick.label for tick in Axis(low=low, high=high, start=0, end=100).ticks(4)] == labels

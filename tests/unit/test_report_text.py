@@ -1,0 +1,138 @@
+"""The console and Markdown reports of values set by hand, no profiler and no trace."""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hand_made import (
+    HOSTILE_NAMES,
+    analysis,
+    empty_report,
+    hostile_report,
+    manifest,
+    partition,
+    rank_analysis,
+    run_log,
+    small_report,
+    stage,
+    two_ranks,
+)
+from rich.console import Console
+from syrupy.assertion import SnapshotAssertion
+
+from speedprof.findings import find_all
+from speedprof.report.console import print_report
+from speedprof.report.document import Report
+from speedprof.report.markdown import format_markdown, write_markdown
+from speedprof.report.text import escape_markdown, make_plain
+from speedprof.run_dir import RunStatus
+
+
+def printed(report: Report, *, terminal: bool = False) -> str:
+    out = io.StringIO()
+    color_system = "truecolor" if terminal else None
+    print_report(report, Console(file=out, width=100, force_terminal=terminal, color_system=color_system))
+    return out.getvalue()
+
+
+def failed_report() -> Report:
+    run = manifest(status=RunStatus.FAILED, failure="rank 1 ended with exit code 9")
+    return replace(small_report(), manifest=run)
+
+
+def large_report() -> Report:
+    stages = tuple(stage(name, f"muon.{k}", 300) for k in range(12) for name in ("reduce_scatter", "all_gather"))
+    ranks = tuple(rank_analysis(rank, [partition(8_000, 1_500, 100, 400)] * 50, stages) for rank in range(8))
+    log = run_log(8)
+    measured = analysis(ranks, log, notes=tuple(f"note {k}" for k in range(9)))
+    run = manifest(num_ranks=8, status=RunStatus.INTERRUPTED)
+    found = find_all(measured)
+    return Report(analysis=measured, findings=found + found, manifest=run, step_log=log, sources=("x",))
+
+
+def test_console(snapshot: SnapshotAssertion) -> None:
+    assert printed(small_report()) == snapshot
+
+
+def test_markdown(snapshot: SnapshotAssertion) -> None:
+    assert format_markdown(small_report()) == snapshot
+
+
+def test_first_line_is_the_costliest_finding_or_that_there_is_none() -> None:
+    assert printed(small_report()).startswith("The device has nothing to do for 950 us per step (9.5% of it)")
+    assert printed(empty_report()).startswith("Where the time of a step goes is not known: there is no trace.\n")
+    steady = analysis((rank_analysis(0, [partition(10_000, 0, 0, 0)]),))
+    nothing = replace(empty_report(), analysis=steady)
+    assert printed(nothing).startswith("Nothing found costs 0.2% of a traced step (10.0 ms) or more.\n")
+    without_steps = replace(empty_report(), analysis=analysis((rank_analysis(0, []),)))
+    assert printed(without_steps).startswith("Where the time of a step goes is not known: no traced step was found.\n")
+
+
+def test_a_failed_run_says_so_everywhere() -> None:
+    sentence = "This run failed: rank 1 ended with exit code 9. Its ranks began steps up to 70."
+    assert sentence in " ".join(printed(failed_report()).split())
+    assert sentence in format_markdown(failed_report())
+
+
+@pytest.mark.parametrize("report", [small_report(), failed_report(), large_report(), empty_report()])
+def test_the_console_keeps_to_100_columns(report: Report) -> None:
+    assert max(len(line) for line in printed(report).splitlines()) <= 100
+
+
+@pytest.mark.parametrize("report", [small_report(), failed_report(), large_report(), empty_report()])
+def test_markdown_has_under_60_lines(report: Report) -> None:
+    assert len(format_markdown(report).splitlines()) < 60
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.search(r"\x1b\[[0-9;]*3\d", printed(small_report(), terminal=True))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*3\d", printed(small_report(), terminal=True))
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_no_name_acts_on_a_terminal(name: str) -> None:
+    out = printed(hostile_report(name))
+    assert not [character for character in out if character != "\n" and unicodedata.category(character)[0] == "C"]
+    out.encode()
+
+
+def test_rich_markup_is_shown_not_obeyed() -> None:
+    assert "[red]markup[/red]" in printed(hostile_report(HOSTILE_NAMES[2]))
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_no_name_acts_in_markdown(name: str, tmp_path: Path) -> None:
+    write_markdown(hostile_report(name), tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    bare = re.sub(r"\\.", "", text)
+    assert "<" not in bare
+    assert "`" not in bare
+    assert "](" not in bare
+    assert "://" not in bare
+    assert "@" not in bare
+    tables = [line for line in bare.splitlines() if line.startswith("|")]
+    assert {line.count("|") - 1 for line in tables} <= {6, 8, 10}
+
+
+def test_plain_text_shows_what_would_act_and_shortens_in_the_middle() -> None:
+    assert make_plain("a\x1b[31m\u202eb\x00\nc") == "a\\x1b[31m\\u202eb\\x00 c"
+    assert make_plain("\ud800 \U000e0001") == "\\ud800 \\U000e0001"
+    assert make_plain("Ünïcode 日本 ok") == "Ünïcode 日本 ok"
+    assert make_plain("a" * 50 + "b" * 50, limit=11) == "aaaaa…bbbbb"
+    assert len(make_plain("\u202e" * 1_000, limit=100)) <= 100
+
+
+def test_names_with_underscores_stay_readable_in_markdown() -> None:
+    assert escape_markdown("reduce_scatter of muon.attn: 1.2 ms") == "reduce_scatter of muon.attn: 1.2 ms"
+    assert escape_markdown("_a_ *b* a|b http://x") == r"\_a\_ \*b\* a\|b http\://x"
+
+
+def test_the_worst_rank_is_named() -> None:
+    report = replace(empty_report(), analysis=analysis(two_ranks()), findings=find_all(analysis(two_ranks())))
+    assert "most on rank 1: 1.00 ms" in printed(report)
