@@ -176,7 +176,9 @@ def _idle_time(analysis: Analysis) -> Iterator[Finding]:
     claim = "No operator and no collective runs on the host for" if on_host else "The device has nothing to do for"
     cost_ns = _mean_per_step(_traced(analysis), _idle_ns)
     if _is_worth_telling(analysis, cost_ns):
-        yield _step_finding(analysis, slug, claim, _idle_ns, cost_ns=cost_ns, remark=_profiler_remark(analysis))
+        yield _step_finding(
+            analysis, slug, claim, _idle_ns, cost_ns=cost_ns, remark=_profiler_remark(analysis, cost_ns)
+        )
 
 
 def _exposed_copies(analysis: Analysis) -> Iterator[Finding]:
@@ -369,9 +371,11 @@ def _worst_remark(ranks: list[RankAnalysis], worst: RankAnalysis, worst_ns: int)
     return f", most on rank {worst.rank}: {format_ns(worst_ns)}" if len(ranks) > 1 else ""
 
 
-def _profiler_remark(analysis: Analysis) -> str:
+def _profiler_remark(analysis: Analysis, cost_ns: int) -> str:
     """How much of a host-bound cost may be the profiler's own doing, in words."""
     overheads = [one.profiled_median_ns - one.median_ns for one in analysis.step_times if one.profiled_median_ns]
     overhead_ns = max(overheads, default=0)
-    is_large = overhead_ns >= SMALLEST_OVERHEAD_RATIO * (mean_step_ns(analysis) or 0)
-    return f"; the profiler may cause up to {format_ns(overhead_ns)} of it" if overhead_ns > 0 and is_large else ""
+    if overhead_ns <= 0 or overhead_ns < SMALLEST_OVERHEAD_RATIO * (mean_step_ns(analysis) or 0):
+        return ""
+    share = "all" if overhead_ns >= cost_ns else f"up to {format_ns(overhead_ns)}"
+    return f"; the profiler may cause {share} of it"

@@ -144,3 +144,8 @@ def test_nothing_measured_gives_nothing_found() -> None:
 def test_a_finding_without_evidence_cannot_be_built() -> None:
     with pytest.raises(ValueError, match="no evidence"):
         Finding(slug="x", severity=Severity.LOW, claim="", cost_ns=1, evidence=(), try_next="")
+
+
+def test_the_profiler_is_never_blamed_for_more_than_there_is() -> None:
+    found = find_all(analysis((rank_analysis(0, [partition(9_600, 0, 0, 400)]),), run_log()))
+    assert found[0].claim.endswith("400 us per step (4.0% of it); the profiler may cause all of it.")
