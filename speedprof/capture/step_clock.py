@@ -43,7 +43,7 @@ class _Stage:
 class _Step:
     """A step on its way: its record so far, and the events that still have to pass."""
 
-    __slots__ = ("anchor", "began", "began_ns", "ended", "ended_ns", "metrics", "row", "stages")
+    __slots__ = ("anchor", "began", "began_ns", "ended", "ended_ns", "is_over", "metrics", "row", "stages")
 
     def __init__(self, row: dict[str, int | float], began: torch.cuda.Event | None, anchor: _Anchor | None) -> None:
         self.row = row
@@ -51,6 +51,7 @@ class _Step:
         self.began_ns = time.perf_counter_ns()
         self.ended: torch.cuda.Event | None = None
         self.ended_ns = self.began_ns
+        self.is_over = False
         self.anchor = anchor
         self.stages: list[_Stage] = []
         self.metrics: list[tuple[str, torch.Tensor]] = []
@@ -81,6 +82,7 @@ class StepClock:
         self._writer = writer
         self._has_device = has_device
         self._phases = [""]
+        self._phase = 0
         self._writer.set_header("phases", list(self._phases))
         self._open: _Step | None = None
         self._passing: deque[_Step] = deque()
@@ -107,7 +109,7 @@ class StepClock:
             "step": step,
             "kind": KINDS.index(kind),
             "mark": MARKS.index(mark),
-            "phase": len(self._phases) - 1,
+            "phase": self._phase,
             "host_start_ns": time.time_ns(),
         }
         if self._anchor_stream is not None and self._is_anchor_due():
@@ -119,6 +121,7 @@ class StepClock:
         """The step's own range is over; the step itself lasts until the next mark, if one comes."""
         if self._open is not None:
             self._open.ended, self._open.ended_ns = self._record_event(), time.perf_counter_ns()
+            self._open.is_over = True
 
     def stage_began(self, stage: str, group: str) -> None:
         self._stack().append(_Stage(f"{stage}/{group}", self._record_event()))
@@ -141,16 +144,17 @@ class StepClock:
             self._open.row[METRIC_PREFIX + name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
 
     def phase_began(self, name: str) -> None:
-        if name != self._phases[-1]:
+        if name not in self._phases:
             self._phases.append(name)
             self._writer.set_header("phases", list(self._phases))
+        self._phase = self._phases.index(name)
 
     def close(self, *, is_last_whole: bool) -> None:
         """Write what is left, waiting for the device; where the device has failed, the host's times alone.
 
-        A last step that an error or a signal cut short is not written: its time is no step's time.
+        A last step that was not left, or that an error or a signal cut short, is not written: its time is no step's time.
         """
-        if self._open is not None and is_last_whole:
+        if self._open is not None and self._open.is_over and is_last_whole:
             self._passing.append(self._open)
         self._open = None
         try:
@@ -172,7 +176,10 @@ class StepClock:
         if not self._has_device or torch.cuda.is_current_stream_capturing():
             return None
         event = self._free_events.pop() if self._free_events else torch.cuda.Event(enable_timing=True)
-        event.record()
+        try:
+            event.record()
+        except RuntimeError:
+            return None  # the device has failed; the program's own next call says so better
         return event
 
     def _recycle(self, *events: torch.cuda.Event | None) -> None:
