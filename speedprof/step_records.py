@@ -154,7 +154,13 @@ def read_records(path: Path) -> tuple[list[Segment], int]:
         header, start = _decode_header(data, offset)
         if header is None:
             break
-        rows, offset = _decode_rows(data, start, _struct_of(dict(header["fields"])))
+        try:
+            record = _struct_of(dict(header["fields"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnreadableError(
+                f"{path}: its header does not say its fields ({error})", next_step="capture the run again"
+            ) from error
+        rows, offset = _decode_rows(data, start, record)
         segments.append(Segment(header=header, rows=rows))
         if data[offset : offset + len(MAGIC)] != MAGIC:
             break
@@ -172,8 +178,9 @@ def _rows_of(segment: Segment) -> list[Row]:
 def fold(rows: Sequence[Row], *, level: str, size: int = 100, outlier_ratio: float = 1.5) -> list[Row]:
     """Fold up to `size` successive rows of one kind, mark and phase into one, to bound a log.
 
-    Each field becomes its mean, and `num_steps` counts. A row that is folded already, or whose `level` field is over
-    `outlier_ratio` times the median of those beside it, stays whole, in its place.
+    Each field becomes its mean, but step and start are those of the first; `num_steps` counts. A row that is folded
+    already, or whose `level` field is over `outlier_ratio` times the median of those beside it, stays whole, in its
+    place.
     """
     folded: list[Row] = []
     for _, alike in itertools.groupby(rows, key=lambda row: (row["kind"], row["mark"], row["phase"])):
@@ -196,7 +203,8 @@ def _mean_row(rows: Sequence[Row]) -> Row:
         values = [row[name] for row in rows if name in row]
         whole = isinstance(values[0], int)
         mean[name] = round(sum(values) / len(values)) if whole else sum(values) / len(values)
-    return {**mean, "step": rows[0]["step"], "host_start_ns": rows[0]["host_start_ns"], "num_steps": len(rows)}
+    starts = {name: value for name, value in rows[0].items() if name == "step" or name.endswith("_start_ns")}
+    return {**mean, **starts, "num_steps": len(rows)}
 
 
 def _type_of(value: int | float) -> str:
@@ -204,6 +212,8 @@ def _type_of(value: int | float) -> str:
 
 
 def _struct_of(fields: Mapping[str, str]) -> np.dtype[np.void]:
+    if not set(fields.values()) <= {"<i8", "<f8"}:
+        raise ValueError(f"types {sorted(set(fields.values()))}")
     return np.dtype([(name, kind) for name, kind in fields.items()] + [("crc", "<u4")])
 
 
