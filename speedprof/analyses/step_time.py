@@ -18,6 +18,9 @@ class StepTime:
 
     `timeline` says whose clock all of them were read from. `slowest_start_ns` counts from the Unix epoch.
 
+    `mean_ns` is what a run is made of where steps alternate (an optimizer that steps every second time): the median
+    then falls on one side or between the two.
+
     `interval_ns` is a 95% interval of the median of the clean steps. It says how well these steps pin down the
     median of this very run. It takes steps for independent, and steps of one run are not quite; and it says nothing
     of another start of the same program, which differs by more. Comparing runs by it is a mistake.
@@ -26,6 +29,7 @@ class StepTime:
     rank: int
     timeline: Timeline
     num_clean: int
+    mean_ns: int
     median_ns: int
     interval_ns: tuple[int, int] | None
     mad_ns: int
@@ -66,6 +70,7 @@ def _measure_rank(rank: int, steps: pl.DataFrame) -> StepTime | None:
         rank=rank,
         timeline=timeline,
         num_clean=len(clean_ns),
+        mean_ns=round(float(clean_ns.mean())),
         median_ns=round(median(clean_ns)),
         interval_ns=(int(interval[0]), int(interval[1])) if interval else None,
         mad_ns=round(median_absolute_deviation(clean_ns)),

@@ -15,6 +15,9 @@ INTERVAL_MEANING = (
     "independent, and another start of the same program may differ by more: do not compare runs by it."
 )
 
+# A finding of low severity is shown at once only where fewer than so many stand before it.
+_MOST_SHOWN = 4
+_FEWEST_HIDDEN = 3
 
 _ENDINGS = {
     RunStatus.RUNNING: "is still running",
@@ -52,7 +55,7 @@ def format_step_time(report: Report) -> str:
         return "How long a step takes is not known: no clean step was clocked."
     slowest = f", the slowest of {len(report.analysis.step_times)}" if len(report.analysis.step_times) > 1 else ""
     basis = f"median of {format_count(one.num_clean, 'clean step')} on rank {one.rank}{slowest}"
-    return f"A step takes {format_ns(one.median_ns)} ({basis}; {format_interval(one)})."
+    return f"A step takes {format_ns(one.median_ns)} ({basis}; {format_interval(one)}; mean {format_ns(one.mean_ns)})."
 
 
 def format_interval(one: StepTime) -> str:
@@ -93,6 +96,23 @@ def with_advice_once(findings: Iterable[Finding]) -> Iterator[tuple[Finding, str
     for finding in findings:
         yield finding, None if finding.try_next in said else finding.try_next
         said.add(finding.try_next)
+
+
+def split_findings(report: Report) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """The findings to show at once, and those that cost too little to stand beside them: all of low severity but
+    the first few, where there are many."""
+    shown: list[Finding] = []
+    smaller: list[Finding] = []
+    for finding in report.findings:
+        is_small = finding.severity is Severity.LOW and len(shown) >= _MOST_SHOWN
+        (smaller if is_small else shown).append(finding)
+    return (tuple(shown), tuple(smaller)) if len(smaller) >= _FEWEST_HIDDEN else (report.findings, ())
+
+
+def format_smaller(report: Report, smaller: tuple[Finding, ...]) -> str:
+    """How many findings are left out, and what they cost together."""
+    together_ns = sum(finding.cost_ns for finding in smaller)
+    return f"{format_count(len(smaller), 'smaller finding')}, {format_ms(together_ns)} ms together"
 
 
 def format_count(number: int, noun: str) -> str:

@@ -13,8 +13,10 @@ from speedprof.report.answers import (
     format_cost,
     format_headline,
     format_place,
+    format_smaller,
     format_status,
     format_step_time,
+    split_findings,
     with_advice_once,
 )
 from speedprof.report.document import Report
@@ -57,10 +59,13 @@ def _print_findings(report: Report, console: Console) -> None:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
-    for finding, advice in with_advice_once(report.findings):
+    shown, smaller = split_findings(report)
+    for finding, advice in with_advice_once(shown):
         cost = format_cost(report, finding) or finding.severity.value
         grid.add_row(Text(cost, style=_STYLES[finding.severity]), _finding_text(finding, advice))
     console.print(grid)
+    if smaller:
+        _say(console, f"{format_smaller(report, smaller)}: see the report", "dim")
 
 
 def _finding_text(finding: Finding, advice: str | None) -> Text:

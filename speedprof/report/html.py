@@ -24,8 +24,10 @@ from speedprof.report.answers import (
     format_headline,
     format_interval,
     format_place,
+    format_smaller,
     format_status,
     slowest_step_time,
+    split_findings,
     with_advice_once,
 )
 from speedprof.report.charts import (
@@ -126,6 +128,7 @@ def _finalize(value: Any) -> Any:
 def _context(report: Report) -> dict[str, Any]:
     slowest = slowest_step_time(report)
     log, analysis = report.step_log, report.analysis
+    shown, smaller = split_findings(report)
     return {
         "title": report.manifest.run_id if report.manifest else ", ".join(report.sources) or "speedprof report",
         "facts": run_facts(report.manifest) if report.manifest else None,
@@ -135,7 +138,9 @@ def _context(report: Report) -> dict[str, Any]:
         "step_time_basis": slowest,
         "interval": format_interval(slowest) if slowest else "",
         "interval_meaning": INTERVAL_MEANING,
-        "cards": _cards(report),
+        "cards": _cards(report, shown),
+        "smaller": format_smaller(report, smaller),
+        "smaller_cards": _cards(report, smaller),
         "step_charts": draw_step_times(log, analysis.step_times) if log else (),
         "step_time_table": step_time_table(report),
         "every_step": _every_step_table(log) if log else None,
@@ -155,7 +160,7 @@ def _context(report: Report) -> dict[str, Any]:
     }
 
 
-def _cards(report: Report) -> list[FindingCard]:
+def _cards(report: Report, findings: tuple[Finding, ...]) -> list[FindingCard]:
     step_ns = mean_step_ns(report.analysis) or 0
     return [
         FindingCard(
@@ -165,7 +170,7 @@ def _cards(report: Report) -> list[FindingCard]:
             place=format_place(finding),
             advice=advice,
         )
-        for finding, advice in with_advice_once(report.findings)
+        for finding, advice in with_advice_once(findings)
     ]
 
 

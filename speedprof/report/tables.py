@@ -58,6 +58,7 @@ def step_time_table(report: Report) -> TextTable:
             str(one.rank),
             one.timeline.value,
             str(one.num_clean),
+            format_ms(one.mean_ns),
             format_ms(one.median_ns),
             f"{format_ms(one.interval_ns[0])} to {format_ms(one.interval_ns[1])}" if one.interval_ns else _ABSENT,
             format_ms(one.mad_ns),
@@ -69,7 +70,7 @@ def step_time_table(report: Report) -> TextTable:
         for one in report.analysis.step_times
     )
     columns = (
-        *("rank", "clock", "clean", "median", "95% interval", "MAD", "slowest", "at step"),
+        *("rank", "clock", "clean", "mean", "median", "95% interval", "MAD", "slowest", "at step"),
         *("profiled", "overhead"),
     )
     return TextTable(

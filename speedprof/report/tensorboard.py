@@ -1,4 +1,4 @@
-"""TensorBoard's own files: scalars for every step, and the findings as text. The tags are the same in every run."""
+"""TensorBoard's own files: scalars for every step. The tags are the same in every run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from speedprof.report.document import Report
-from speedprof.report.markdown import format_markdown
 from speedprof.report.text import make_plain
 from speedprof.run_dir import write_atomically
 from speedprof.step_log import StepLog
@@ -42,22 +40,6 @@ def write_scalars(step_log: StepLog, folder: Path) -> Path:
         for (wall_ns, step), rows in itertools.groupby(points.iter_rows(), key=lambda row: (row[0], row[1]))
     ]
     return _write_events(events, folder, _started_ns(step_log), "scalars")
-
-
-def write_text(report: Report, folder: Path) -> Path:
-    """Write the report into TensorBoard's text tab, and return the file."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.types_pb2 import DT_STRING
-
-    wall_ns = _started_ns(report.step_log) if report.step_log else 0
-    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-    tensor = TensorProto(dtype=DT_STRING, string_val=[format_markdown(report).encode()])
-    value = Summary.Value(tag="speedprof/report", metadata=metadata, tensor=tensor)
-    return _write_events(
-        [Event(wall_time=wall_ns / NS_PER_S, step=0, summary=Summary(value=[value]))], folder, wall_ns, "text"
-    )
 
 
 def _points(log: StepLog) -> pl.DataFrame:

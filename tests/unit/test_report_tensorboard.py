@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hand_made import EPOCH_NS, HOSTILE_NAMES, MS, hostile_report, run_log, small_report, step_log, step_rows
+from hand_made import EPOCH_NS, MS, run_log, step_log, step_rows
 
-from speedprof.report.tensorboard import write_scalars, write_text
+from speedprof.report.tensorboard import write_scalars
 
 
 def read(folder: Path) -> object:
@@ -56,18 +56,6 @@ def test_writing_twice_gives_the_same_bytes_in_the_same_file(tmp_path: Path) -> 
     content = first.read_bytes()
     assert write_scalars(run_log(), tmp_path) == first
     assert first.read_bytes() == content
-
-
-def test_the_report_is_in_the_text_tab(tmp_path: Path) -> None:
-    write_text(small_report(), tmp_path)
-    (event,) = read(tmp_path).Tensors("speedprof/report")  # type: ignore[attr-defined]
-    assert event.tensor_proto.string_val[0].decode().startswith("# 20261121-221502_abc1234_tiny_2xh200")
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_hostile_names_are_written(name: str, tmp_path: Path) -> None:
-    write_text(hostile_report(name), tmp_path)
-    assert read(tmp_path).Tags()["tensors"] == ["speedprof/report"]  # type: ignore[attr-defined]
 
 
 def test_torch_is_not_imported() -> None:

@@ -25,7 +25,8 @@ from hand_made import (
 from rich.console import Console
 from syrupy.assertion import SnapshotAssertion
 
-from speedprof.findings import find_all
+from speedprof.findings import Evidence, Finding, Severity, find_all
+from speedprof.report.answers import split_findings
 from speedprof.report.console import print_report
 from speedprof.report.document import Report
 from speedprof.report.markdown import format_markdown, write_markdown
@@ -117,7 +118,7 @@ def test_no_name_acts_in_markdown(name: str, tmp_path: Path) -> None:
     assert "://" not in bare
     assert "@" not in bare
     tables = [line for line in bare.splitlines() if line.startswith("|")]
-    assert {line.count("|") - 1 for line in tables} <= {6, 8, 10}
+    assert {line.count("|") - 1 for line in tables} <= {6, 8, 11}
 
 
 def test_plain_text_shows_what_would_act_and_shortens_in_the_middle() -> None:
@@ -136,3 +137,22 @@ def test_names_with_underscores_stay_readable_in_markdown() -> None:
 def test_the_worst_rank_is_named() -> None:
     report = replace(empty_report(), analysis=analysis(two_ranks()), findings=find_all(analysis(two_ranks())))
     assert "most on rank 1: 1.00 ms" in printed(report)
+
+
+def test_many_small_findings_are_told_as_one_line() -> None:
+    large, small = (
+        Finding(
+            slug=slug,
+            severity=severity,
+            claim=f"{slug} costs",
+            cost_ns=cost_ns,
+            evidence=(Evidence(rank=0, step=1, start_ns=0, end_ns=1),),
+            try_next="look",
+        )
+        for slug, severity, cost_ns in (("big", Severity.HIGH, 900_000), ("little", Severity.LOW, 10_000))
+    )
+    report = replace(small_report(), findings=(large, *[small] * 9))
+    shown, smaller = split_findings(report)
+    assert shown == (large, small, small, small)
+    assert smaller == (small,) * 6
+    assert "6 smaller findings, 0.060 ms together" in printed(report)

@@ -13,6 +13,7 @@ def test_clean_and_profiled_steps_of_each_rank() -> None:
     assert (first.rank, second.rank) == (0, 1)
     assert (first.num_clean, first.num_profiled) == (50, 10)
     assert first.timeline is Timeline.DEVICE
+    assert first.mean_ns == 9_245_000
     assert first.median_ns == 9_245_000
     assert first.interval_ns == (9_170_000, 9_320_000)
     assert first.mad_ns == 125_000
