@@ -37,7 +37,11 @@ class UsageError(SpeedprofError):
 
 
 class UnreadableError(SpeedprofError):
-    """An input cannot be read, or was written by a version that this one does not know."""
+    """An input cannot be read."""
+
+
+class UnknownVersionError(UnreadableError):
+    """An input was written by a version that this one does not know; it may be whole, so nothing may repair it."""
 
 
 class EnvironmentUnfitError(SpeedprofError):

@@ -20,11 +20,12 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from speedprof.errors import UnreadableError, UsageError
+from speedprof.errors import UnknownVersionError, UnreadableError, UsageError
 
 # The versions of the run directory. A reader refuses a version that is not here.
 #   1  2026-11-21  the first
@@ -200,7 +201,7 @@ def read_manifest(run_dir: RunDir) -> Manifest:
     document = _read_document(path)
     version = document.get("format_version")
     if version != FORMAT_VERSION:
-        raise UnreadableError(
+        raise UnknownVersionError(
             f"{path}: run format version {version!r} is not known here",
             next_step=f"this speedprof reads version {FORMAT_VERSION}; read it with the speedprof that wrote it",
         )
@@ -216,10 +217,12 @@ def read_manifest(run_dir: RunDir) -> Manifest:
 def read_or_rebuild_manifest(run_dir: RunDir) -> tuple[Manifest, bool]:
     """The manifest, closed now if its launcher died before it could, and whether that was so.
 
-    Raises UnreadableError where nothing of the run is left to rebuild it from.
+    Raises UnreadableError where nothing of the run is left to rebuild it from, or where another version wrote it.
     """
     try:
         manifest = read_manifest(run_dir)
+    except UnknownVersionError:
+        raise
     except UnreadableError:
         if not read_rank_records(run_dir):
             raise
@@ -305,7 +308,7 @@ def find_run(name: str, root: Path) -> RunDir:
     """
     if (Path(name) / "manifest.json").is_file() or os.sep in name:
         return RunDir(Path(name))
-    runs = sorted(path.parent.name for path in root.glob("*/manifest.json"))
+    runs = [path.parent.name for path in sorted(root.glob("*/manifest.json"), key=_age)]
     if not runs:
         raise UsageError(f"{root}: holds no run", next_step="make one with `python -m speedprof capture`")
     if name.startswith("latest"):
@@ -315,6 +318,15 @@ def find_run(name: str, root: Path) -> RunDir:
         problem = f"{len(fits)} runs fit" if fits else "no run fits"
         raise UsageError(f"{name}: {problem} in {root}", next_step=f"the latest is {runs[-1]}")
     return RunDir(root / fits[0])
+
+
+def _age(manifest_path: Path) -> tuple[float, str]:
+    """Sorts runs from the oldest to the newest; a run whose manifest is damaged counts as old."""
+    try:
+        created = datetime.fromisoformat(_read_document(manifest_path)["created"]).timestamp()
+    except (UnreadableError, KeyError, TypeError, ValueError):
+        created = 0.0
+    return created, manifest_path.parent.name
 
 
 def _nth_latest(name: str, runs: list[str]) -> str:

@@ -68,7 +68,7 @@ with RecordWriter(path, {{"rank": 0}}) as writer:
     clock = StepClock(writer, has_device=False)
     clock.step_began(3, "train", Mark.CLEAN)
     clock.step_ended()
-    clock.close()
+    clock.close(is_last_whole=True)
 print(read_records(path)[0][0].rows["step"].tolist())
 """
     assert run_bare(code).strip() == "[3]"
