@@ -171,9 +171,11 @@ def test_nccl_ranks_agree_pass_every_stage_and_stay_near_the_reference(compiled)
     assert passed_stages(split_steps(first.ranges)[ADAM_EVERY - 1], "push") == expected_stages(world_size)
     muon, adam = reference_values(world_size)
     torch.testing.assert_close(first.adam, adam, rtol=0, atol=1e-6)
-    # Orthogonalising in bfloat16 leaves directions off by a few hundredths; four steps moved values by 0.02.
+    # Four steps moved values by 0.02. Orthogonalising in bfloat16 is off by a few hundredths of that where Inductor
+    # keeps the terms of the quintics in float32, and by 0.15 where eager rounds each: terms of 24 that leave 2.
+    most = 1e-3 if compiled else 5e-3
     for value, reference in zip(first.muon, muon, strict=True):
-        assert (value - reference).abs().mean() < 1e-3
+        assert (value - reference).abs().mean() < most
 
 
 def train_in_bfloat16() -> Recorded:
