@@ -45,7 +45,7 @@ def main(how: str = "ok") -> None:
                     weights.grad = None
                 annotate.metric("loss", loss)
                 if rank == 0:
-                    print(f"step {step} loss {float(loss):.3f}")
+                    print(f"step {step} loss {loss.item():.3f}")
     finally:
         dist.destroy_process_group()
 
