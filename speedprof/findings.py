@@ -101,8 +101,7 @@ _TRY_NEXT = {
     "how much there is.",
     Slug.UNSTEADY_STEPS: "Compare this step with its neighbours: a recompile, garbage collection, the data loader or "
     "another program on the machine.",
-    Slug.UNLINKED_WORK: "Capture a few more steps, so that launches before the first step are recorded too; treat "
-    "stage times of this trace with care.",
+    Slug.UNLINKED_WORK: "Capture again, and treat the stage times of this trace with care.",
 }
 
 
@@ -148,7 +147,7 @@ def _exposed_communication(analysis: Analysis) -> Iterator[Finding]:
             yield _stage_finding(analysis, slug, group, shared_ns)
     rest_ns = exposed_ns - explained_ns
     if _is_worth_telling(analysis, rest_ns):
-        subject = "Communication that no finding by stage and group explains" if explained_ns else "Communication"
+        subject = "Communication beyond the findings by group" if explained_ns else "Communication"
         claim = f"{subject} runs with no compute beside it for"
         yield _step_finding(analysis, Slug.EXPOSED_COMMUNICATION, claim, _exposed_ns, cost_ns=rest_ns)
 
@@ -236,8 +235,9 @@ def _unlinked_work(analysis: Analysis) -> Iterator[Finding]:
     yield Finding(
         slug=Slug.UNLINKED_WORK,
         severity=Severity.INFO,
-        claim=f"{budget.unlinked} of {budget.device_events} device events of rank {worst.rank} "
-        f"({format_percent(_unlinked_ratio(worst))}) have no recorded launch, so no stage can be charged with them.",
+        claim=f"{budget.unlinked - budget.cut} of {budget.device_events} device events of rank {worst.rank} "
+        f"({format_percent(_unlinked_ratio(worst))}) have no recorded launch, though they began while launches were "
+        "recorded, so no stage can be charged with them.",
         cost_ns=0,
         evidence=(Evidence(rank=worst.rank, step=None, start_ns=whole[0].start_ns, end_ns=whole[-1].end_ns),),
         try_next=_TRY_NEXT[Slug.UNLINKED_WORK],
@@ -309,7 +309,10 @@ def _idle_ns(step: Partition) -> int:
 
 
 def _unlinked_ratio(rank: RankAnalysis) -> float:
-    return rank.error_budget.unlinked / rank.error_budget.device_events
+    """The share of device work whose launch should be in the trace and is not; what was launched before the capture
+    began (cut) is not charged to any step, so it puts nothing in doubt."""
+    budget = rank.error_budget
+    return max(0, budget.unlinked - budget.cut) / budget.device_events
 
 
 def _traced(analysis: Analysis) -> list[RankAnalysis]:

@@ -100,7 +100,6 @@ class Manifest:
     environment: dict[str, Any]
     failure: str | None = None
     declared: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     ranks: list[RankRecord] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
 
@@ -185,7 +184,6 @@ def close_manifest(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, fa
         failure=failure,
         ranks=records,
         declared=records[0].declared if records else {},
-        notes=list(dict.fromkeys(note for record in records for note in record.notes)),
         artifacts=find_artifacts(run_dir),
     )
     write_manifest(run_dir, closed)

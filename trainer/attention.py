@@ -11,6 +11,7 @@ A query at t sees the keys t - window ... t of its own document: window + 1 of t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,7 +65,13 @@ def _block_mask(documents_T: Tensor, window_tokens: int) -> BlockMask:
     # The window is a tensor, so that a new window does not compile the mask's kernel again.
     is_seen = _seen(documents_T, torch.full((), window_tokens, device=documents_T.device))
     num_tokens = len(documents_T)
-    return create_block_mask(is_seen, None, None, num_tokens, num_tokens, device=documents_T.device.type, _compile=True)
+    return _compiled_create_block_mask()(is_seen, None, None, num_tokens, num_tokens, device=documents_T.device.type)
+
+
+@functools.cache
+def _compiled_create_block_mask() -> Callable[..., BlockMask]:
+    """Compiled, or the mask would be made at full size first: a gigabyte at 32,768 tokens."""
+    return torch.compile(create_block_mask, dynamic=False)
 
 
 def _seen(documents_T: Tensor, window: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

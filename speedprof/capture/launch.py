@@ -193,24 +193,24 @@ def _environment(num_ranks: int) -> dict[str, str]:
 
 def _watch(process: subprocess.Popen[bytes], run_dir: RunDir, watcher: Watcher, received: list[int]) -> None:
     """Pass on what rank 0 prints and where it stands until all ranks have ended, or have been told to."""
-    tail = _Tail(run_dir.log_path(0))
     before: RankRecord | None = None
     deadline: float | None = None
-    while process.poll() is None:
-        time.sleep(_POLL_S)
-        for line in tail.new_lines():
+    with contextlib.closing(_Tail(run_dir.log_path(0))) as tail:
+        while process.poll() is None:
+            time.sleep(_POLL_S)
+            for line in tail.new_lines():
+                watcher.line_printed(line)
+            record = next(iter(read_rank_records(run_dir)), None)
+            if record is not None and record != before:
+                watcher.rank_moved(record)
+                before = record
+            if received and deadline is None:
+                deadline = time.monotonic() + _CLOSING_LIMIT_S
+                process.terminate()
+            if len(received) > 1 or (deadline is not None and time.monotonic() > deadline):
+                break
+        for line in tail.new_lines(at_end=True):
             watcher.line_printed(line)
-        record = next(iter(read_rank_records(run_dir)), None)
-        if record is not None and record != before:
-            watcher.rank_moved(record)
-            before = record
-        if received and deadline is None:
-            deadline = time.monotonic() + _CLOSING_LIMIT_S
-            process.terminate()
-        if len(received) > 1 or (deadline is not None and time.monotonic() > deadline):
-            break
-    for line in tail.new_lines(at_end=True):
-        watcher.line_printed(line)
 
 
 def _end_all(process: subprocess.Popen[bytes], run_dir: RunDir) -> None:
@@ -296,3 +296,7 @@ class _Tail:
         if at_end and self._rest:
             lines.append(self._rest)
         return [line.decode(errors="replace") for line in lines]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

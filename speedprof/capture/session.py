@@ -144,10 +144,10 @@ class CaptureSession:
         step_bytes = measure_trace_bytes(profiler, scratch) / _NUM_PROBE_STEPS
         affordable = max(1, int(self._plan.max_trace_bytes / step_bytes))
         num_steps = min(self._plan.steps, self._agree_on_least(affordable))
-        if num_steps < self._plan.steps:
+        if num_steps < self._plan.steps and self._record.rank == 0:
             self._note(
-                f"traced {num_steps} of {self._plan.steps} steps: a step is about {step_bytes / 1e6:.1f} MB of JSON "
-                f"and --max-trace-mb is {self._plan.max_trace_bytes / 1e6:.0f}"
+                f"every rank traced {num_steps} of {self._plan.steps} steps: a step is about {step_bytes / 1e6:.1f} MB "
+                f"of JSON, and --max-trace-mb is {self._plan.max_trace_bytes / 1e6:.0f}"
             )
         return num_steps
 

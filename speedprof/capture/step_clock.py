@@ -152,7 +152,7 @@ class StepClock:
     def close(self, *, is_last_whole: bool) -> None:
         """Write what is left, waiting for the device; where the device has failed, the host's times alone.
 
-        A last step that was not left, or that an error or a signal cut short, is not written: its time is no step's time.
+        A last step that was not left, or that an error or a signal cut short, is not written: its time is no step's.
         """
         if self._open is not None and self._open.is_over and is_last_whole:
             self._passing.append(self._open)

@@ -35,6 +35,7 @@ def check(
         )
     else:
         print(f"{run_dir.path}: {'not fit to conclude from' if problems else 'whole and fit to conclude from'}")
-        for problem in [*problems, *manifest.notes, *(["its manifest was rebuilt"] if was_rebuilt else [])]:
+        notes = [f"rank {record.rank}: {note}" for record in manifest.ranks for note in record.notes]
+        for problem in [*problems, *notes, *(["its manifest was rebuilt"] if was_rebuilt else [])]:
             print(f"  {problem}")
     raise typer.Exit(ExitCode.INCONCLUSIVE if problems else ExitCode.FINE)

@@ -121,10 +121,9 @@ def format_count(number: int, noun: str) -> str:
 
 
 def all_notes(report: Report) -> tuple[str, ...]:
-    """Every note of the analysis, the run and its ranks, each once."""
+    """Every note of the analysis and of the ranks, each once."""
     notes: list[str] = list(report.analysis.notes)
     if report.manifest:
-        notes += _texts(report.manifest.notes)
         notes += [f"rank {record.rank}: {note}" for record in report.manifest.ranks for note in _texts(record.notes)]
     return tuple(dict.fromkeys(notes))
 

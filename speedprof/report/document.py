@@ -74,7 +74,6 @@ def run_facts(manifest: Manifest) -> dict[str, Any]:
             {"rank": record.rank, "status": record.status.value, "last_step": record.last_step, "error": record.error}
             for record in manifest.ranks
         ],
-        "notes": list(manifest.notes),
     }
     return {name: _finite(value) for name, value in facts.items()}
 

@@ -60,7 +60,7 @@ def step_time_table(report: Report) -> TextTable:
             str(one.num_clean),
             format_ms(one.mean_ns),
             format_ms(one.median_ns),
-            f"{format_ms(one.interval_ns[0])} to {format_ms(one.interval_ns[1])}" if one.interval_ns else _ABSENT,
+            "\N{EN DASH}".join(map(format_ms, one.interval_ns)) if one.interval_ns else _ABSENT,
             format_ms(one.mad_ns),
             format_ms(one.slowest_ns),
             str(one.slowest_step),
@@ -87,10 +87,11 @@ def partition_table(report: Report) -> TextTable:
     """Where the time of each rank goes: the mean of its traced steps, or its whole capture where it has none."""
     return TextTable(
         title="Where a traced step goes, ms per step",
-        columns=("rank", "mean of", "window", *(name for _, name, _ in PARTS), "overlapped"),
+        columns=("rank", "steps", "window", *(name for _, name, _ in PARTS), "overlapped"),
         rows=tuple(_partition_row(rank) for rank in report.analysis.ranks),
         num_labels=2,
-        remark="Overlapped: the share of all communication in the capture that has compute beside it.",
+        remark="Window: the mean of the traced steps by the clock of the device or, on CPU ranks, of the host. "
+        "Overlapped: the share of all communication in the capture that has compute beside it.",
     )
 
 
@@ -121,7 +122,7 @@ def stage_table(rows: Iterable[StageRow], *, title: str, remark: str = "") -> Te
         (
             row.group,
             row.stage,
-            f"{row.num_calls:g}",
+            f"{row.num_calls:.3g}",
             format_ms(row.host_ns),
             format_ms(row.device_ns),
             format_ms(row.exposed_ns),
@@ -166,7 +167,7 @@ def _partition_row(rank: RankAnalysis) -> tuple[str, ...]:
     overlap = breakdown.overlap_ratio
     return (
         str(rank.rank),
-        format_count(num_steps, f"{timeline} step") if num_steps else f"whole {timeline} capture",
+        f"{num_steps} {timeline}" if num_steps else f"none: whole {timeline} capture",
         format_ms(whole_ns / len(windows)),
         *(_part_cell(sum(part(window) for window in windows), whole_ns, len(windows)) for _, _, part in PARTS),
         _ABSENT if overlap is None else format_percent(overlap),

@@ -1,6 +1,6 @@
 """A program that marks its steps: two stages, one all-reduce a step. The first argument says how it ends.
 
-    toy.py ok | raise | exit | kill | short | hang     (rank 1, step 5)
+toy.py ok | raise | exit | kill | short | hang     (rank 1, step 5)
 """
 
 import os

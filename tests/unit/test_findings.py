@@ -126,6 +126,12 @@ def test_a_step_within_a_tenth_of_the_median_is_steady(slowest_ns: int) -> None:
     assert find_all(analysis((), step_log(step_rows(0, "clean", 0, [10 * MS] * 9 + [slowest_ns])))) == ()
 
 
+def test_work_launched_before_the_capture_puts_nothing_in_doubt() -> None:
+    before = replace(budget(1_000, 500), cut=495)
+    ranks = (rank_analysis(0, [partition(10_000, 0, 0, 0)], error_budget=before),)
+    assert Slug.UNLINKED_WORK not in {finding.slug for finding in find_all(analysis(ranks))}
+
+
 @pytest.mark.parametrize(("unlinked", "num_findings"), [(9, 0), (10, 1)])
 def test_unlinked_work_is_told_from_one_percent(unlinked: int, num_findings: int) -> None:
     ranks = (rank_analysis(0, [partition(10_000, 0, 0, 0)], error_budget=budget(1_000, unlinked)),)

@@ -199,7 +199,7 @@ def test_a_growing_log_is_told_line_by_line_and_its_unfinished_end_at_the_end(tm
         assert tail.new_lines() == ["two", "�"]
         assert tail.new_lines() == []
         assert tail.new_lines(at_end=True) == ["thr"]
-    tail._file.close()  # type: ignore[union-attr]
+    tail.close()
 
 
 def test_a_watcher_tells_nobody_by_default() -> None:
