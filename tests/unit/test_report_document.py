@@ -36,7 +36,7 @@ def test_a_rank_holds_the_keys_that_others_rely_on() -> None:
         "device_ns": 2_400_000,
         "exposed_ns": 1_200_000,
     }
-    assert first["error_budget"] == {"device_events": 1_000, "unlinked": 0, "cut": 1, "crossing": 0, "zero_length": 2}
+    assert first["error_budget"] == {"device_events": 1_000, "unlinked": 0, "cut": 0, "crossing": 0, "zero_length": 2}
 
 
 def test_every_window_is_its_partition_and_the_windows_tile_the_capture() -> None:
