@@ -37,7 +37,7 @@ check: $(INSTALLED) ## lint, format, types and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-gold: $(INSTALLED) ## capture the CPU sample anew and rewrite the reports of all samples
+gold: $(INSTALLED) ## capture the sample that this machine can make anew, and rewrite the reports of all samples
 	$(BIN)/python -m tests.gold.remake
 
 benchmarks: $(INSTALLED) ## run every benchmark that needs no GPU

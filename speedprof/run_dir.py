@@ -19,11 +19,11 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from speedprof.errors import UnknownVersionError, UnreadableError, UsageError
 
@@ -251,7 +251,7 @@ def read_rank_records(run_dir: RunDir) -> list[RankRecord]:
     for path in sorted(run_dir.path.glob("rank*.json"), key=_rank_in_name):
         try:
             document = _read_document(path)
-            records.append(RankRecord(**{**document, "status": RunStatus(document["status"])}))
+            records.append(_rank_record_from(document))
         except (UnreadableError, TypeError, ValueError, KeyError):
             continue
     return records
@@ -384,8 +384,33 @@ def _rebuild_hint(path: Path) -> str:
 
 
 def _manifest_from(document: Mapping[str, Any]) -> Manifest:
-    ranks = [RankRecord(**{**rank, "status": RunStatus(rank["status"])}) for rank in document["ranks"]]
-    artifacts = [Artifact(**{**one, "kind": ArtifactKind(one["kind"])}) for one in document["artifacts"]]
-    return Manifest(
-        **{**document, "status": RunStatus(document["status"]), "ranks": ranks, "artifacts": artifacts},
+    return _build(
+        Manifest,
+        document,
+        status=RunStatus(document["status"]),
+        ranks=[_rank_record_from(rank) for rank in document["ranks"]],
+        artifacts=[_build(Artifact, one, kind=ArtifactKind(one["kind"])) for one in document["artifacts"]],
     )
+
+
+def _rank_record_from(document: Mapping[str, Any]) -> RankRecord:
+    return _build(RankRecord, document, status=RunStatus(document["status"]))
+
+
+# What a reader relies on being a list or an object.
+_CONTAINERS = {"plan": dict, "environment": dict, "declared": dict, "num_marked": dict, "command": list, "notes": list}
+
+_Record = TypeVar("_Record", Manifest, RankRecord, Artifact)
+
+
+def _build(record: type[_Record], document: Mapping[str, Any], /, **converted: Any) -> _Record:
+    """A record from JSON. Keys that it does not know are left out, since a version may gain some.
+
+    Raises TypeError where a key is missing or holds another type of container.
+    """
+    known = {one.name for one in fields(record)}
+    kept = {name: value for name, value in document.items() if name in known}
+    for name, container in _CONTAINERS.items():
+        if not isinstance(kept.get(name, container()), container):
+            raise TypeError(f"{name} is no {container.__name__}")
+    return record(**{**kept, **converted})

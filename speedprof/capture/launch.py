@@ -246,7 +246,8 @@ def _describe(culprit: RankRecord, records: list[RankRecord], launcher_log: str)
         killer = _killing_signal(culprit, launcher_log)
         cause = f"killed by {killer}" if killer else "killed from outside or crashed"
         return f"rank {culprit.rank} died {where} without a word: {cause}"
-    return f"rank {culprit.rank} failed {where} and exited with {culprit.exit_code}"
+    last_line = (culprit.error or "").rstrip().rpartition("\n")[2]
+    return f"rank {culprit.rank} failed {where} with exit code {culprit.exit_code}: {last_line}"
 
 
 def _killing_signal(record: RankRecord, launcher_log: str) -> str | None:

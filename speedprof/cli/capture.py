@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +53,7 @@ def capture(
     from speedprof.capture.launch import Launch, choose_num_ranks, create_run, device_name, run
     from speedprof.capture.plan import CapturePlan
     from speedprof.cli.progress import CaptureProgress
+    from speedprof.errors import UnreadableError
 
     plan = CapturePlan(
         steps=steps,
@@ -62,6 +64,10 @@ def capture(
         memory=memory,
         stacks=stacks,
     )
+    if data is not None and not glob.glob(data):
+        raise UnreadableError(
+            f"{data}: no file matches", next_step="give --data a path or a quoted glob of .bin shards"
+        )
     num_ranks, device = choose_num_ranks(nproc), device_name()
     chosen = preset or ("tiny_cpu" if device == "cpu" else "record_134")
     launch = Launch(
@@ -75,6 +81,8 @@ def capture(
     run_dir, manifest = create_run(launch, out / "traces", run_id=run_id, command=["speedprof", *sys.argv[1:]])
     with CaptureProgress(launch, run_dir) as progress:
         outcome = run(launch, run_dir, progress)
+    if outcome.error is not None and not progress.has_printed(outcome.error):
+        print(f"\n{outcome.error}\n", file=sys.stderr)
     _finish(run_dir, manifest, outcome, out)
     raise typer.Exit(outcome.exit_code)
 
@@ -104,17 +112,17 @@ def _finish(run_dir: RunDir, manifest: Manifest, outcome: Outcome, out: Path) ->
 
 
 def _tell(outcome: Outcome, run_dir: RunDir) -> None:
-    """On stderr: nothing for a whole run, else what happened and what was kept."""
+    """On stderr, in one line: nothing for a whole run, else what happened and what was kept."""
     from speedprof.run_dir import RunStatus
 
     if outcome.failure is not None:
-        print(f"\n{outcome.error}\n" if outcome.error else "", file=sys.stderr)
         print(f"speedprof: error: {outcome.failure}; what it left is kept in {run_dir.path}", file=sys.stderr)
     elif outcome.status is RunStatus.INTERRUPTED:
         print(f"speedprof: interrupted; what there is so far is kept in {run_dir.path}", file=sys.stderr)
     elif outcome.status is RunStatus.PARTIAL:
         print(
-            "speedprof: the program ended before the plan was fulfilled; ask it for more steps, or --steps for fewer",
+            "speedprof: the program ended, or never marked a step, before the plan was fulfilled; "
+            "ask it for more steps, or --steps for fewer",
             file=sys.stderr,
         )
 
@@ -144,7 +152,6 @@ def _analyze(run_dir: RunDir, out: Path) -> str | None:
         return f"{error.name} is not installed here, so nothing was analysed"
     report = report_on_run(run_dir)
     if not report.analysis.ranks and not report.analysis.step_times:
-        print(f"nothing to report: no step was clocked; see {run_dir.path / 'logs'}", file=sys.stderr)
         return None
     paths = write_reports(report, out / "reports" / run_dir.path.name, list(Format), force=True)
     print_report(report, Console(width=terminal_width()))

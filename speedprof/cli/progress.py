@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 
 from rich.console import Console
@@ -14,6 +15,9 @@ from speedprof.run_dir import RankRecord, RunDir
 
 # torch's own profiler prints these to stderr; they say nothing to a user.
 _NOISE = ("USDT:",)
+
+# How many of the program's last lines are kept, so that its error is not told twice.
+_NUM_REMEMBERED = 100
 
 _PHASES = {
     None: "starting",
@@ -33,6 +37,7 @@ class CaptureProgress(Watcher):
         self._console = Console(stderr=True)
         self._started = time.monotonic()
         self._phase: str | None = ""
+        self._printed: deque[str] = deque(maxlen=_NUM_REMEMBERED)
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -64,7 +69,12 @@ class CaptureProgress(Watcher):
 
     def line_printed(self, line: str) -> None:
         if not line.startswith(_NOISE):
+            self._printed.append(line)
             self._print(line)
+
+    def has_printed(self, text: str) -> bool:
+        """Whether the last line of `text` is among the last that the program was seen to print."""
+        return text.rstrip().rpartition("\n")[2] in self._printed
 
     def rank_moved(self, record: RankRecord) -> None:
         phase = _PHASES.get(record.stage_of_plan, record.stage_of_plan)

@@ -345,3 +345,19 @@ def test_a_name_that_fits_none_or_several_is_refused(root: Path, name: str, prob
 def test_where_there_is_no_run_it_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="python -m speedprof capture"):
         find_run("latest", tmp_path)
+
+
+def test_a_key_that_is_new_within_the_version_is_no_obstacle(run_dir: RunDir) -> None:
+    write_manifest(run_dir, manifest(status=RunStatus.COMPLETE))
+    document = json.loads(run_dir.manifest_path.read_text())
+    run_dir.manifest_path.write_text(json.dumps({**document, "weather": "fine"}))
+    assert read_manifest(run_dir) == manifest(status=RunStatus.COMPLETE)
+
+
+@pytest.mark.parametrize("name", ["plan", "environment", "command"])
+def test_a_container_of_the_wrong_type_is_refused_by_name(run_dir: RunDir, name: str) -> None:
+    write_manifest(run_dir, manifest())
+    document = json.loads(run_dir.manifest_path.read_text())
+    run_dir.manifest_path.write_text(json.dumps({**document, name: 3}))
+    with pytest.raises(UnreadableError, match=f"{name} is no"):
+        read_manifest(run_dir)
