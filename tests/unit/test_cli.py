@@ -164,6 +164,12 @@ def test_capture_refuses_a_run_that_exists_and_leaves_it_as_it_is(ask: Ask, tmp_
     assert list(tmp_path.iterdir()) == [tmp_path / "traces"]
 
 
+def test_capture_refuses_shards_that_are_not_there_before_it_makes_a_run(ask: Ask, tmp_path: Path) -> None:
+    answer = ask("capture", "--data", "missing/train_*.bin")
+    require_one_line_error(answer, ExitCode.UNREADABLE, "missing/train_*.bin", "--data")
+    assert list(tmp_path.iterdir()) == []
+
+
 # Runs by name
 
 

@@ -165,6 +165,15 @@ def test_a_manifest_whose_parts_are_wrong_is_refused(run_dir: RunDir, damage: di
         read_manifest(run_dir)
 
 
+def test_a_manifest_that_has_gained_keys_still_reads(filled: RunDir) -> None:
+    closed = close_manifest(filled, manifest(), status=RunStatus.COMPLETE, failure=None)
+    document = json.loads(filled.manifest_path.read_text())
+    for part in (document, document["ranks"][0], document["artifacts"][0]):
+        part["of_later_days"] = 7
+    filled.manifest_path.write_text(json.dumps(document))
+    assert read_manifest(filled) == closed
+
+
 def test_running_reads_as_running_only_while_its_launcher_lives(run_dir: RunDir) -> None:
     write_manifest(run_dir, manifest())
     assert read_manifest(run_dir).status is RunStatus.RUNNING
