@@ -106,6 +106,8 @@ def choose_num_ranks(asked: int | None) -> int:
 
 def create_run(launch: Launch, root: Path, *, run_id: str | None, command: list[str]) -> tuple[RunDir, Manifest]:
     """Make the run directory and its manifest. Raises UsageError where it exists or cannot be made."""
+    if run_id is not None and Path(run_id).name != run_id:
+        raise UsageError(f"--run-id {run_id}: is no plain name", next_step="leave out folders; --out chooses those")
     environment = read_environment(Path.cwd())
     created = datetime.now(UTC).astimezone()
     run_dir = RunDir(root / (run_id or _make_run_id(launch, created, environment["git"])))
@@ -157,7 +159,7 @@ def run(launch: Launch, run_dir: RunDir, watcher: Watcher) -> Outcome:
 def build_command(launch: Launch, run_dir: RunDir) -> list[str]:
     """The argv that starts a session on every rank."""
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={launch.num_ranks}"),
+        *(sys.executable, "-m", "speedprof.capture.elastic", "--standalone", f"--nproc-per-node={launch.num_ranks}"),
         *("-m", "speedprof.capture.session", "--run-dir", str(run_dir.path), "--plan", launch.plan.to_json()),
         *(launch.program, *launch.arguments),
     ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import faulthandler
 import os
 import runpy
@@ -31,6 +30,7 @@ import torch.distributed as dist
 
 from speedprof import annotate
 from speedprof.annotate import StepKind
+from speedprof.capture.elastic import die_with_parent
 from speedprof.capture.plan import CapturePlan
 from speedprof.capture.profiler import StepProfiler, measure_trace_bytes, write_trace
 from speedprof.capture.step_clock import StepClock
@@ -321,13 +321,6 @@ def _terminate(*_: object) -> NoReturn:
     raise CaptureTerminated(ExitCode.TERMINATED)
 
 
-def _die_with_parent() -> None:
-    """Have the kernel send SIGTERM when torch.distributed.run dies, which a SIGKILL to it would not do."""
-    pr_set_pdeathsig = 1
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m speedprof.capture.session")
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -338,7 +331,7 @@ def main() -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run_dir = RunDir(options.run_dir)
     _redirect_output(run_dir.log_path(rank))
-    _die_with_parent()
+    die_with_parent()
     faulthandler.enable()
     signal.signal(signal.SIGTERM, _terminate)
     session = CaptureSession(options.plan, run_dir, rank=rank, world_size=world_size)

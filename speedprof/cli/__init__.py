@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -32,7 +35,24 @@ app = typer.Typer(
 def _register(command: Callable[..., None]) -> None:
     """Add a command whose docstring is its help; the examples in it go last, below the options."""
     text, _, examples = inspect.getdoc(command).partition("Examples:\n")  # type: ignore[union-attr]
-    app.command(help=text, epilog=f"\b\nExamples:\n{examples}")(command)
+    app.command(help=text, epilog=f"\b\nExamples:\n{examples}")(_quiet_about_pipes(command))
+
+
+def _quiet_about_pipes(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, ending well when whoever reads its output (`| head`) has had enough."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            try:
+                command(*arguments, **options)
+            finally:
+                sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # rich makes the second of the first; no command of ours raises it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.FINE) from None
+
+    return run
 
 
 for _command in (capture, analyze, report, check):
@@ -48,6 +68,3 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; nothing is left to say
-        sys.exit(ExitCode.FINE)

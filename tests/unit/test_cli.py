@@ -333,3 +333,10 @@ def test_ctrl_c_leaves_with_130_and_without_a_traceback(ask: Ask, monkeypatch: p
     monkeypatch.setattr("speedprof.cli.app", interrupt)
     answer = ask("check")
     assert (answer.code, "Traceback" in answer.err) == (130, False)
+
+
+def test_a_reader_that_has_had_enough_is_no_failure() -> None:
+    command = f"{sys.executable} -m speedprof analyze traces/samples/h200-2ranks | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["0"]
+    assert done.stderr == ""

@@ -51,7 +51,7 @@ def culprit(records: list[RankRecord], log: str = "") -> int | None:
 
 def test_the_command_starts_a_session_on_every_rank_and_passes_the_programs_words_on() -> None:
     command = build_command(LAUNCH, RunDir(Path("traces/run")))
-    assert command[:5] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    assert command[:5] == [sys.executable, "-m", "speedprof.capture.elastic", "--standalone", "--nproc-per-node=4"]
     assert command[5:9] == ["-m", "speedprof.capture.session", "--run-dir", "traces/run"]
     assert command[9] == "--plan"
     assert CapturePlan.from_json(command[10]) == LAUNCH.plan

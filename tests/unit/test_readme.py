@@ -1,0 +1,12 @@
+"""What the README shows is what the program prints."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_console_output_shown_is_that_of_the_sample():
+    shown = (ROOT / "README.md").read_text().split("```")
+    printed = (ROOT / "reports/samples/h200-2ranks/console.txt").read_text()
+    lines = [line.rstrip() for line in printed.rstrip().splitlines()]
+    assert "\n" + "\n".join(lines) + "\n" in shown
