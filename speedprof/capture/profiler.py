@@ -25,8 +25,8 @@ class StepProfiler:
     """
 
     def __init__(self, plan: CapturePlan, *, discard_first: bool) -> None:
-        # torch 2.11 warns that cycles are not added up. There is but one here, and asking for the sum (acc_events) turns
-        # every event into a Python object: 80 s more for half a million.
+        # torch 2.11 warns that cycles are not added up. There is but one here, and asking for the sum (acc_events)
+        # turns every event into a Python object: 80 s more for a 220 MB trace (docs/log.md).
         warnings.filterwarnings("ignore", message="Warning: Profiler clears events at the end of each cycle")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         self._profile = profile(
