@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from speedprof.analyses.breakdown import Breakdown
+from speedprof.analyses.copies import CopyTime
 from speedprof.analyses.stages import StageTime
 from speedprof.analyses.step_time import StepTime
 from speedprof.trace.model import ErrorBudget
@@ -12,12 +13,18 @@ from speedprof.trace.model import ErrorBudget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankAnalysis:
-    """What the trace of one rank says."""
+    """What the trace of one rank says.
+
+    `is_damaged`: part of the file is lost, so gaps in it prove nothing. `copies` is empty where none was exposed and
+    where directions were not measured.
+    """
 
     rank: int
     breakdown: Breakdown
     stages: tuple[StageTime, ...]
     error_budget: ErrorBudget
+    is_damaged: bool = False
+    copies: tuple[CopyTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
