@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+_FEWEST_FOR_MEAN = 6
+_FEWEST_OF_A_LEVEL = 6
+_SMALLEST_ALTERNATION_RATIO = 0.05
+_MOST_ASTRAY = 0.1
 
 Sample = npt.NDArray[np.integer[Any]] | npt.NDArray[np.floating[Any]]
 
@@ -41,6 +47,63 @@ def interval_of_median(sample: Sample, *, confidence: float = 0.95) -> tuple[flo
         return None
     ordered = np.sort(sample)
     return float(ordered[num_below - 1]), float(ordered[-num_below])
+
+
+def interval_of_mean(sample: Sample, *, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval of the mean; None for fewer than 6 values, as with `interval_of_median`.
+
+    It takes the values for independent and about normal.
+    """
+    from scipy.stats import t as student
+
+    if len(sample) < _FEWEST_FOR_MEAN:
+        return None
+    values = np.asarray(sample, dtype=np.float64)
+    half = float(student.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternation:
+    """The two levels between which a series goes to and fro: the medians of its even and of its odd places."""
+
+    even: float
+    odd: float
+
+
+def find_alternation(places: npt.NDArray[np.integer[Any]], sample: Sample) -> Alternation | None:
+    """Whether the values at even places form one level and those at odd places another; None where they do not.
+
+    The rule: 6 values or more on either side; the two medians differ by 5% or more of the lower one; and at most a
+    tenth of the values of each side lie beyond the middle between the medians, on the other side's half. So the
+    levels lie further apart than the values of either spread, whatever their distribution, and a few outliers do no
+    harm. Independent values pass it by chance in 2 of 1,000 series of 12, whatever their distribution, and more seldom
+    in longer ones. A series that drifts by more than the levels differ is not seen to alternate; one in which each long
+    value makes the next one short may pass where it is short.
+    """
+    values = np.asarray(sample, dtype=np.float64)
+    even, odd = values[places % 2 == 0], values[places % 2 == 1]
+    if min(len(even), len(odd)) < _FEWEST_OF_A_LEVEL:
+        return None
+    found = Alternation(even=median(even), odd=median(odd))
+    lower, upper = (even, odd) if found.even < found.odd else (odd, even)
+    if abs(found.odd - found.even) < _SMALLEST_ALTERNATION_RATIO * min(found.even, found.odd):
+        return None
+    middle = (found.even + found.odd) / 2
+    is_apart = (lower > middle).mean() <= _MOST_ASTRAY and (upper < middle).mean() <= _MOST_ASTRAY
+    return found if is_apart else None
+
+
+def means_of_pairs(places: npt.NDArray[np.integer[Any]], sample: Sample) -> npt.NDArray[np.float64]:
+    """The mean of each two values at neighbouring places, none used twice; `places` grow. A lone value is left out."""
+    pairs = []
+    at = 0
+    while at + 1 < len(places):
+        if places[at + 1] == places[at] + 1:
+            pairs.append((float(sample[at]) + float(sample[at + 1])) / 2)
+            at += 1
+        at += 1
+    return np.array(pairs, dtype=np.float64)
 
 
 def _num_outside(size: int, tail: float) -> int:

@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from speedprof.stats import interval_of_median, median, median_absolute_deviation
+from speedprof.stats import (
+    Alternation,
+    find_alternation,
+    interval_of_mean,
+    interval_of_median,
+    means_of_pairs,
+    median,
+    median_absolute_deviation,
+)
 
 
 def test_median_of_an_even_sample_is_the_mean_of_the_middle_two() -> None:
@@ -54,3 +62,60 @@ def test_a_hundred_thousand_values_take_no_big_numbers() -> None:
     low, high = interval_of_median(np.arange(100_000)) or (0, 0)
     assert low == pytest.approx(50_000 - 1.96 * math.sqrt(100_000) / 2, abs=2)
     assert low + high == 99_999
+
+
+@pytest.mark.parametrize("num_outliers", [0, 1])
+@pytest.mark.parametrize("size", [20, 21, 50])
+@pytest.mark.parametrize("levels", [(100, 110), (270, 145)])
+def test_a_series_that_alternates_is_seen_to_despite_an_outlier(
+    size: int, levels: tuple[int, int], num_outliers: int
+) -> None:
+    places = np.arange(7, 7 + size)
+    sample = np.where(places % 2 == 0, *levels) + np.random.default_rng(3).normal(size=size)
+    sample[3 : 3 + num_outliers] *= 10
+    found = find_alternation(places, sample)
+    assert found is not None
+    assert (found.even, found.odd) == (pytest.approx(levels[0], abs=2), pytest.approx(levels[1], abs=2))
+
+
+_OTHER_SERIES = {
+    "normal": lambda random, size: 100 + 20 * random.normal(size=size),
+    "with a long tail": lambda random, size: random.exponential(size=size),
+    "with wild outliers": lambda random, size: 1_000 + 100 * random.standard_cauchy(size=size),
+    "of two levels in no order": lambda random, size: np.where(random.random(size) < 0.5, 100, 200),
+    "of two levels, one of them seldom": lambda random, size: np.where(random.random(size) < 0.25, 200, 100),
+    "that drifts": lambda random, size: 100 + 5 * np.arange(size) + random.normal(size=size),
+    "of slow waves": lambda random, size: 100 + np.cumsum(random.normal(size=size)),
+    "with every third value high": lambda random, size: (
+        100 + 50 * (np.arange(size) % 3 == 0) + random.normal(size=size)
+    ),
+    "that is constant": lambda _, size: np.full(size, 100),
+}
+
+
+@pytest.mark.parametrize("size", [12, 13, 20, 50])
+@pytest.mark.parametrize("kind", _OTHER_SERIES)
+def test_other_series_are_seldom_seen_to_alternate(kind: str, size: int) -> None:
+    random = np.random.default_rng(5)
+    places = np.arange(size)
+    alarms = sum(find_alternation(places, _OTHER_SERIES[kind](random, size)) is not None for _ in range(2_000))
+    assert alarms <= 8
+
+
+def test_too_few_or_too_little_apart_is_no_alternation() -> None:
+    assert find_alternation(np.arange(11), np.array([100, 200] * 5 + [100])) is None
+    assert find_alternation(np.arange(12), np.array([100, 104] * 6)) is None
+    assert find_alternation(np.arange(12), np.array([100, 105] * 6)) == Alternation(even=100, odd=105)
+
+
+def test_pairs_are_of_neighbours_and_none_is_used_twice() -> None:
+    places = np.array([1, 2, 3, 5, 6, 9])
+    assert means_of_pairs(places, np.array([10, 20, 99, 30, 50, 99])).tolist() == [15, 40]
+    assert means_of_pairs(places[:1], np.array([10])).tolist() == []
+
+
+def test_interval_of_the_mean_is_students() -> None:
+    # t of 5 degrees of freedom is 2.5706 at 97.5%; the deviation of 1 to 6 is the root of 3.5.
+    half = 2.570582 * math.sqrt(3.5 / 6)
+    assert interval_of_mean(np.arange(1, 7)) == pytest.approx((3.5 - half, 3.5 + half))
+    assert interval_of_mean(np.arange(5)) is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import polars as pl
+import pytest
 from hand_made import EPOCH_NS, MS, run_log, step_log, step_rows
 
 from speedprof.analyses.step_time import measure_step_time
@@ -53,3 +54,41 @@ def test_a_rank_without_a_clean_step_has_no_step_time() -> None:
     assert isinstance(empty, StepLog)
     assert isinstance(empty.steps, pl.DataFrame)
     assert measure_step_time(empty) == ()
+
+
+def test_steps_that_alternate_have_two_levels_and_means_of_whole_pairs() -> None:
+    clean = [100 * MS, 200 * MS] * 10 + [103 * MS]
+    profiled = [260 * MS, 160 * MS, 280 * MS]
+    (one,) = measure_step_time(step_log(step_rows(0, "clean", 10, clean) + step_rows(0, "profiled", 31, profiled)))
+    assert one.levels_ns == (100 * MS, 200 * MS)
+    assert one.mean_ns == one.typical_ns == 150 * MS
+    assert one.interval_ns == (150 * MS, 150 * MS)
+    assert one.median_ns == 103 * MS
+    assert one.mad_ns == 0
+    assert (one.slowest_step, one.slowest_ns, one.slowest_usual_ns) == (11, 200 * MS, 200 * MS)
+    # The third profiled step has no partner.
+    assert (one.profiled_mean_ns, one.profiled_ns) == (210 * MS, 210 * MS)
+    assert one.profiler_overhead_ns == 60 * MS
+    assert one.profiler_overhead_ratio == pytest.approx(0.4)
+
+
+def test_one_profiled_step_of_two_levels_tells_no_overhead() -> None:
+    rows = step_rows(0, "clean", 0, [100 * MS, 200 * MS] * 6) + step_rows(0, "profiled", 12, [500 * MS])
+    (one,) = measure_step_time(step_log(rows))
+    assert one.profiled_ns is one.profiler_overhead_ns is one.profiler_overhead_ratio is None
+
+
+def test_a_validation_pass_between_does_not_turn_even_into_odd() -> None:
+    times = [100 * MS, 200 * MS] * 6 + [900 * MS] + [100 * MS, 200 * MS] * 6
+    rows = step_rows(0, "clean", 0, times)
+    rows[12]["kind"] = "validation"
+    (one,) = measure_step_time(step_log(rows))
+    assert one.levels_ns == (100 * MS, 200 * MS)
+    assert one.num_clean == 24
+
+
+def test_steady_steps_have_no_levels() -> None:
+    first, _ = measure_step_time(run_log())
+    assert first.levels_ns is None
+    assert first.typical_ns == first.slowest_usual_ns == first.median_ns
+    assert first.profiled_ns == first.profiled_median_ns
