@@ -14,18 +14,18 @@ Standard library only, so that it works inside any training process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from speedprof.errors import UnknownVersionError, UnreadableError, UsageError
+from speedprof.errors import UnknownVersionError, UnreadableError
 
 # The versions of the run directory. A reader refuses a version that is not here.
 #   1  2026-11-21  the first
@@ -170,7 +170,14 @@ def write_rank_record(run_dir: RunDir, record: RankRecord, *, durable: bool) -> 
 
 
 def close_manifest(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, failure: str | None) -> Manifest:
-    """Write the manifest for the last time: how the run ended, what its ranks said, and every file's checksum.
+    """Write the manifest for the last time. Raises OSError where it cannot be written."""
+    closed = _closed(run_dir, manifest, status=status, failure=failure)
+    write_manifest(run_dir, closed)
+    return closed
+
+
+def _closed(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, failure: str | None) -> Manifest:
+    """The manifest with how the run ended, what its ranks said, and every file's checksum.
 
     A rank that still says it is running did not live to say otherwise: it is written down as failed.
     """
@@ -178,7 +185,7 @@ def close_manifest(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, fa
         replace(record, status=RunStatus.FAILED) if record.status is RunStatus.RUNNING else record
         for record in read_rank_records(run_dir)
     ]
-    closed = replace(
+    return replace(
         manifest,
         status=status,
         failure=failure,
@@ -186,8 +193,6 @@ def close_manifest(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, fa
         declared=records[0].declared if records else {},
         artifacts=find_artifacts(run_dir),
     )
-    write_manifest(run_dir, closed)
-    return closed
 
 
 def read_manifest(run_dir: RunDir) -> Manifest:
@@ -198,7 +203,7 @@ def read_manifest(run_dir: RunDir) -> Manifest:
     path = run_dir.manifest_path
     document = _read_document(path)
     version = document.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise UnknownVersionError(
             f"{path}: run format version {version!r} is not known here",
             next_step=f"this speedprof reads version {FORMAT_VERSION}; read it with the speedprof that wrote it",
@@ -219,15 +224,24 @@ def read_or_rebuild_manifest(run_dir: RunDir) -> tuple[Manifest, bool]:
     """
     try:
         manifest = read_manifest(run_dir)
+        # A launcher that died after its ranks had done their part lost nothing but the closing.
+        status = RunStatus.COMPLETE if _have_all_completed(run_dir) else RunStatus.INTERRUPTED
     except UnknownVersionError:
         raise
     except UnreadableError:
         if not read_rank_records(run_dir):
             raise
-        manifest = _bare_manifest(run_dir)
-    if manifest.status is RunStatus.INTERRUPTED and not manifest.artifacts:
-        return close_manifest(run_dir, manifest, status=RunStatus.INTERRUPTED, failure=manifest.failure), True
-    return manifest, False
+        manifest, status = _bare_manifest(run_dir), RunStatus.INTERRUPTED
+    if manifest.status is not RunStatus.INTERRUPTED or manifest.artifacts:
+        return manifest, False
+    closed = _closed(run_dir, manifest, status=status, failure=manifest.failure)
+    with contextlib.suppress(OSError):  # a full or read-only disk does not keep it from being told
+        write_manifest(run_dir, closed)
+    return closed, True
+
+
+def _have_all_completed(run_dir: RunDir) -> bool:
+    return {record.status for record in read_rank_records(run_dir)} == {RunStatus.COMPLETE}
 
 
 def _bare_manifest(run_dir: RunDir) -> Manifest:
@@ -297,41 +311,6 @@ def find_damage(run_dir: RunDir, manifest: Manifest) -> list[str]:
     ]
     new = [f"{path} is not in the manifest" for path in found.keys() - known.keys()]
     return sorted(missing + changed + new)
-
-
-def find_run(name: str, root: Path) -> RunDir:
-    """The run that `name` means: a path, `latest`, `latest~1`, `@<commit>` or the start of a run's id.
-
-    Runs are looked for in `root`. Raises UsageError where none or more than one fits.
-    """
-    if (Path(name) / "manifest.json").is_file() or os.sep in name:
-        return RunDir(Path(name))
-    runs = [path.parent.name for path in sorted(root.glob("*/manifest.json"), key=_age)]
-    if not runs:
-        raise UsageError(f"{root}: holds no run", next_step="make one with `python -m speedprof capture`")
-    if name.startswith("latest"):
-        return RunDir(root / _nth_latest(name, runs))
-    fits = [run for run in runs if (f"_{name[1:]}" in run if name.startswith("@") else run.startswith(name))]
-    if len(fits) != 1:
-        problem = f"{len(fits)} runs fit" if fits else "no run fits"
-        raise UsageError(f"{name}: {problem} in {root}", next_step=f"the latest is {runs[-1]}")
-    return RunDir(root / fits[0])
-
-
-def _age(manifest_path: Path) -> tuple[float, str]:
-    """Sorts runs from the oldest to the newest; a run whose manifest is damaged counts as old."""
-    try:
-        created = datetime.fromisoformat(_read_document(manifest_path)["created"]).timestamp()
-    except (UnreadableError, KeyError, TypeError, ValueError):
-        created = 0.0
-    return created, manifest_path.parent.name
-
-
-def _nth_latest(name: str, runs: list[str]) -> str:
-    back = name.removeprefix("latest").removeprefix("~") or "0"
-    if not back.isdigit() or int(back) >= len(runs):
-        raise UsageError(f"{name}: there are {len(runs)} runs", next_step="say `latest` or `latest~1`")
-    return runs[-1 - int(back)]
 
 
 def _artifact_paths(run_dir: RunDir) -> Iterator[Path]:

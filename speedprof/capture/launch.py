@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -18,14 +17,16 @@ from types import FrameType
 from typing import BinaryIO
 
 from speedprof.capture.environment import hide_credentials, read_environment
-from speedprof.capture.plan import CapturePlan
-from speedprof.errors import EnvironmentUnfitError, ExitCode, UsageError
+from speedprof.capture.outcome import Outcome, judge
+from speedprof.capture.plan import WRITING_TRACE, CapturePlan
+from speedprof.errors import EnvironmentUnfitError, UsageError
 from speedprof.run_dir import (
     FORMAT_VERSION,
     Manifest,
     RankRecord,
     RunDir,
     RunStatus,
+    is_process_alive,
     read_rank_records,
     write_manifest,
 )
@@ -35,6 +36,12 @@ _POLL_S = 0.1
 
 # How long interrupted ranks may take to write what they have.
 _CLOSING_LIMIT_S = 10.0
+
+# The same where they were writing a trace already: stopping the profiler alone takes seconds per 100 MB.
+_WRITING_LIMIT_S = 120.0
+
+# How many runs of one name may begin in one second.
+_MOST_NAMESAKES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +54,6 @@ class Launch:
     num_ranks: int
     name: str  # of the preset or program, for the run's id
     device: str  # likewise, such as H200 or cpu
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a run ended. `failure` says in one line which rank failed and how, `error` is what that rank printed last."""
-
-    status: RunStatus
-    exit_code: int
-    failure: str | None = None
-    error: str | None = None
 
 
 class Watcher:
@@ -106,23 +103,13 @@ def choose_num_ranks(asked: int | None) -> int:
 
 def create_run(launch: Launch, root: Path, *, run_id: str | None, command: list[str]) -> tuple[RunDir, Manifest]:
     """Make the run directory and its manifest. Raises UsageError where it exists or cannot be made."""
-    if run_id is not None and Path(run_id).name != run_id:
+    if run_id is not None and (run_id in {"", ".", ".."} or Path(run_id).name != run_id):
         raise UsageError(f"--run-id {run_id}: is no plain name", next_step="leave out folders; --out chooses those")
     environment = read_environment(Path.cwd())
     created = datetime.now(UTC).astimezone()
-    run_dir = RunDir(root / (run_id or _make_run_id(launch, created, environment["git"])))
-    try:
-        run_dir.path.mkdir(parents=True)
-        for folder in ("steps", "kineto", "logs"):
-            (run_dir.path / folder).mkdir()
-    except FileExistsError:
-        raise UsageError(
-            f"{run_dir.path}: exists already", next_step="choose another --run-id or --out; nothing is overwritten"
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            f"{run_dir.path}: cannot be made ({error.strerror})", next_step="choose another --out"
-        ) from error
+    run_dir = _make_run_dir(
+        root, run_id or _make_run_id(launch, created, environment["git"]), is_own=run_id is not None
+    )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         run_id=run_dir.path.name,
@@ -138,9 +125,12 @@ def create_run(launch: Launch, root: Path, *, run_id: str | None, command: list[
     return run_dir, manifest
 
 
-def run(launch: Launch, run_dir: RunDir, watcher: Watcher) -> Outcome:
-    """Run the program to its end, or to that of the plan. The manifest is still open afterwards."""
-    with open(run_dir.launcher_log_path, "wb") as log, _interrupts() as received:
+def run(launch: Launch, run_dir: RunDir, watcher: Watcher, received: list[int]) -> Outcome:
+    """Run the program to its end, or to that of the plan. The manifest is still open afterwards.
+
+    `received` is the list that `interrupts` fills; a signal in it ends the run, a second one at once.
+    """
+    with open(run_dir.launcher_log_path, "wb") as log:
         process = subprocess.Popen(
             build_command(launch, run_dir),
             stdin=subprocess.DEVNULL,
@@ -152,8 +142,10 @@ def run(launch: Launch, run_dir: RunDir, watcher: Watcher) -> Outcome:
         try:
             _watch(process, run_dir, watcher, received)
         finally:
-            _end_all(process, run_dir)
-        return _judge(process.returncode, run_dir, launch.num_ranks, received)
+            # Where torch.distributed.run died under them, the ranks were told so and are closing.
+            patience_s = _CLOSING_LIMIT_S if process.poll() is not None and not received else 0.0
+            _end_all(process, run_dir, patience_s=patience_s)
+    return judge(run_dir, returncode=process.returncode, num_ranks=launch.num_ranks, received=received)
 
 
 def build_command(launch: Launch, run_dir: RunDir) -> list[str]:
@@ -165,20 +157,21 @@ def build_command(launch: Launch, run_dir: RunDir) -> list[str]:
     ]
 
 
-def find_culprit(records: list[RankRecord], launcher_log: str) -> RankRecord | None:
-    """The rank that failed first: one that a signal killed, one that died without a word, or the first to write
-    down an error of its own.
-
-    When a rank dies, the others fail in turn as their connections break; such an error counts only where there is
-    no other.
-    """
-    failed = [record for record in records if record.status in {RunStatus.RUNNING, RunStatus.FAILED}]
-
-    def order(record: RankRecord) -> tuple[bool, bool, int, int]:
-        was_killed = _killing_signal(record, launcher_log) is not None
-        return not was_killed, _is_broken_connection(record.error or ""), record.failed_at_ns or 0, record.rank
-
-    return min(failed, key=order, default=None)
+def _make_run_dir(root: Path, run_id: str, *, is_own: bool) -> RunDir:
+    """Make the folders of a run. A name that the user chose must be new; one of ours gets a number if it is not."""
+    names = [run_id] if is_own else [run_id, *(f"{run_id}-{number}" for number in range(2, _MOST_NAMESAKES))]
+    try:
+        for name in names:
+            with contextlib.suppress(FileExistsError):
+                (root / name).mkdir(parents=True)
+                for folder in ("steps", "kineto", "logs"):
+                    (root / name / folder).mkdir()
+                return RunDir(root / name)
+    except OSError as error:
+        raise UsageError(f"{root}: cannot hold a run ({error.strerror})", next_step="choose another --out") from error
+    raise UsageError(
+        f"{root / run_id}: exists already", next_step="choose another --run-id or --out; nothing is overwritten"
+    )
 
 
 def _make_run_id(launch: Launch, created: datetime, git: dict[str, str | bool | None]) -> str:
@@ -207,7 +200,7 @@ def _watch(process: subprocess.Popen[bytes], run_dir: RunDir, watcher: Watcher, 
                 watcher.rank_moved(record)
                 before = record
             if received and deadline is None:
-                deadline = time.monotonic() + _CLOSING_LIMIT_S
+                deadline = time.monotonic() + _closing_limit_s(run_dir)
                 process.terminate()
             if len(received) > 1 or (deadline is not None and time.monotonic() > deadline):
                 break
@@ -215,9 +208,12 @@ def _watch(process: subprocess.Popen[bytes], run_dir: RunDir, watcher: Watcher, 
             watcher.line_printed(line)
 
 
-def _end_all(process: subprocess.Popen[bytes], run_dir: RunDir) -> None:
-    """Leave no process behind, whatever happened."""
+def _end_all(process: subprocess.Popen[bytes], run_dir: RunDir, *, patience_s: float) -> None:
+    """Leave no process behind, whatever happened; ranks that are still closing have so long to do it."""
     pids = [record.pid for record in read_rank_records(run_dir) if record.host == socket.gethostname()]
+    deadline = time.monotonic() + patience_s
+    while any(map(is_process_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
     for pid in [process.pid, *pids] if process.poll() is None else pids:
         # torch.distributed.run makes each rank the leader of a group; compile workers are in it too.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -225,55 +221,20 @@ def _end_all(process: subprocess.Popen[bytes], run_dir: RunDir) -> None:
     process.wait()
 
 
-def _judge(returncode: int, run_dir: RunDir, num_ranks: int, received: list[int]) -> Outcome:
-    records = read_rank_records(run_dir)
-    if received:
-        return Outcome(status=RunStatus.INTERRUPTED, exit_code=128 + received[0])
-    launcher_log = run_dir.launcher_log_path.read_text(errors="replace")
-    culprit = find_culprit(records, launcher_log)
-    if culprit is not None:
-        failure = _describe(culprit, records, launcher_log)
-        return Outcome(status=RunStatus.FAILED, exit_code=ExitCode.PROGRAM_FAILED, failure=failure, error=culprit.error)
-    if returncode or len(records) < num_ranks:
-        failure = f"{len(records)} of {num_ranks} ranks started, torch.distributed.run exited with {returncode}"
-        return Outcome(status=RunStatus.FAILED, exit_code=ExitCode.PROGRAM_FAILED, failure=failure, error=launcher_log)
-    is_complete = all(record.status is RunStatus.COMPLETE for record in records)
-    return Outcome(status=RunStatus.COMPLETE if is_complete else RunStatus.PARTIAL, exit_code=ExitCode.FINE)
-
-
-def _describe(culprit: RankRecord, records: list[RankRecord], launcher_log: str) -> str:
-    last_step = max((record.last_step for record in records if record.last_step is not None), default=None)
-    where = "before its first step" if last_step is None else f"about step {last_step}"
-    if culprit.status is RunStatus.RUNNING:
-        killer = _killing_signal(culprit, launcher_log)
-        cause = f"killed by {killer}" if killer else "killed from outside or crashed"
-        return f"rank {culprit.rank} died {where} without a word: {cause}"
-    last_line = (culprit.error or "").rstrip().rpartition("\n")[2]
-    return f"rank {culprit.rank} failed {where} with exit code {culprit.exit_code}: {last_line}"
-
-
-def _killing_signal(record: RankRecord, launcher_log: str) -> str | None:
-    """The signal that ended the rank, as torch.distributed.run reports it; None where it ended by itself."""
-    found = re.search(rf"Signal \d+ \((\w+)\) received by PID {record.pid}\b", launcher_log)
-    return found and found[1]
-
-
-def _is_broken_connection(error: str) -> bool:
-    return (
-        re.search(r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|remote process exited", error)
-        is not None
-    )
+def _closing_limit_s(run_dir: RunDir) -> float:
+    is_writing = any(record.stage_of_plan == WRITING_TRACE for record in read_rank_records(run_dir))
+    return _WRITING_LIMIT_S if is_writing else _CLOSING_LIMIT_S
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of being ended by them."""
+def interrupts() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGHUP, in the order in which they come, instead of being ended by them."""
     received: list[int] = []
 
     def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield received
     finally:

@@ -8,6 +8,9 @@ from typing import Any
 
 from speedprof.errors import UsageError
 
+# What a rank says of its place in the plan while it stops the profiler and writes; that may take a minute.
+WRITING_TRACE = "writing the trace"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import warnings
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch.profiler import ProfilerAction, ProfilerActivity, profile
@@ -18,7 +18,7 @@ _GZIP_LEVEL = 4
 
 
 class StepProfiler:
-    """Profiles steps from entering to leaving it; `step` marks a boundary between two of them.
+    """Profiles steps from `start` to `stop`; `step` marks a boundary between two of them.
 
     With `discard_first`, the profiler runs through the first step without keeping it: torch 2.10 and later lose
     kernels at the start of a session (pytorch#192021).
@@ -37,23 +37,21 @@ class StepProfiler:
             with_stack=plan.stacks,
         )
 
-    def __enter__(self) -> StepProfiler:
+    def start(self) -> None:
         self._profile.start()
-        return self
 
     def step(self) -> None:
         self._profile.step()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what the last step launched belongs to the trace
         self._profile.stop()
 
     def export(self, path: Path) -> None:
         """Write the trace as JSON. Raises OSError where the file is not whole: torch says nothing on a full disk."""
-        self._profile.export_chrome_trace(str(path))
+        # By a relative path, since the trace holds the path that it is given.
+        self._profile.export_chrome_trace(os.path.relpath(path))
         if not _ends_like_json(path):
             raise OSError(f"{path}: torch.profiler wrote no whole trace; is the disk full?")
 
@@ -69,7 +67,7 @@ def write_trace(profiler: StepProfiler, path: Path) -> int:
         num_bytes = plain.stat().st_size
         packed.rename(path)
     finally:
-        plain.unlink(missing_ok=True)
+        _remove(plain)
         packed.unlink(missing_ok=True)
     return num_bytes
 
@@ -80,7 +78,13 @@ def measure_trace_bytes(profiler: StepProfiler, scratch: Path) -> int:
         profiler.export(scratch)
         return scratch.stat().st_size
     finally:
-        scratch.unlink(missing_ok=True)
+        _remove(scratch)
+
+
+def _remove(path: Path) -> None:
+    """Remove an export, and what torch leaves of one that it could not finish."""
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
 
 
 def _ends_like_json(path: Path) -> bool:

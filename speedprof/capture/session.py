@@ -13,27 +13,26 @@ import contextlib
 import faulthandler
 import os
 import runpy
-import signal
 import socket
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from speedprof import annotate
 from speedprof.annotate import StepKind
-from speedprof.capture.elastic import die_with_parent
-from speedprof.capture.plan import CapturePlan
+from speedprof.capture.plan import WRITING_TRACE, CapturePlan
 from speedprof.capture.profiler import StepProfiler, measure_trace_bytes, write_trace
 from speedprof.capture.step_clock import StepClock
+from speedprof.capture.termination import CaptureTerminated, Termination, die_with_parent
 from speedprof.errors import ExitCode
 from speedprof.run_dir import RankRecord, RunDir, RunStatus, is_process_alive, write_rank_record
 from speedprof.step_records import Mark, RecordWriter
@@ -41,6 +40,9 @@ from speedprof.units import NS_PER_S
 
 # Adam steps every second time in some trainers, so one step alone would misjudge the size of a trace.
 _NUM_PROBE_STEPS = 2
+
+# By how much a trace may exceed its bound before a note says so; its size is only estimated beforehand.
+_OVERSHOOT_RATIO = 1.2
 
 # How large a step log may grow before its older steps are folded.
 _MAX_STEPS_BYTES = 64_000_000
@@ -55,15 +57,18 @@ class CaptureFinished(SystemExit):
     """Ends the program at a step mark: the plan is fulfilled."""
 
 
-class CaptureTerminated(SystemExit):
-    """Ends the program on SIGTERM or when its launcher is gone, leaving time to write what there is."""
+class _ValidationBegan(Exception):  # noqa: N818 - a signal between us and a generator, no error
+    """Tells the plan, at one of its marks, that what comes next is no training step."""
 
 
 class CaptureSession:
     """Hears the program's annotations and carries out the plan. A `speedprof.annotate.Listener`."""
 
-    def __init__(self, plan: CapturePlan, run_dir: RunDir, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self, plan: CapturePlan, run_dir: RunDir, *, rank: int, world_size: int, termination: Termination
+    ) -> None:
         self._plan = plan
+        self._termination = termination
         self._run_dir = run_dir
         self._world_size = world_size
         self._launcher_pid = int(os.environ.get(_LAUNCHER_PID, "0"))
@@ -73,6 +78,8 @@ class CaptureSession:
         self._clock: StepClock | None = None
         self._script = self._follow_plan()
         self._mark = Mark.WARMUP
+        self._mark_ahead: Mark | None = None
+        self._is_recording = False
         self._flushed_ns = 0
         self.is_finished = False
         self.save(durable=False)
@@ -85,6 +92,8 @@ class CaptureSession:
         if kind == "train":
             self._mark = self._next_mark()
             self._num_marked[self._mark] += 1
+        elif self._is_recording:
+            self._stop_recording()
         self._record = replace(self._record, last_step=step, num_marked=dict(self._num_marked))
         clock.step_began(step, kind, self._mark)
         self._save_sometimes()
@@ -112,15 +121,26 @@ class CaptureSession:
     # The plan
 
     def _next_mark(self) -> Mark:
-        try:
-            mark = next(self._script)
-        except StopIteration:
-            self.is_finished = True
-            raise CaptureFinished(0) from None
+        mark, self._mark_ahead = self._mark_ahead, None
+        if mark is None:
+            mark = self._go_on(self._script.__next__)
         if mark != self._record.stage_of_plan:
             self._record = replace(self._record, stage_of_plan=mark)
             self.save(durable=False)
         return mark
+
+    def _stop_recording(self) -> None:
+        """A validation pass begins: it is no training step, may be long, and is not traced."""
+        self._is_recording = False
+        self._mark_ahead = self._go_on(lambda: self._script.throw(_ValidationBegan()))
+
+    def _go_on(self, advance: Callable[[], Mark]) -> Mark:
+        """The mark of the next training step. Raises CaptureFinished where the plan has none."""
+        try:
+            return advance()
+        except StopIteration:
+            self.is_finished = True
+            raise CaptureFinished(0) from None
 
     def _follow_plan(self) -> Generator[Mark, None, None]:
         """What each training step is for, in turn. Closed early, it still writes the trace that it has."""
@@ -137,11 +157,20 @@ class CaptureSession:
     def _probe_trace_size(self) -> Generator[Mark, None, int]:
         """Trace a few steps only to see how large they are; all ranks then trace as many as the largest allows."""
         profiler = StepProfiler(self._plan, discard_first=False)
-        with profiler:
-            for _ in range(_NUM_PROBE_STEPS):
-                yield Mark.TRANSITION
+        num_probed = 0
+        profiler.start()
+        try:
+            with contextlib.suppress(_ValidationBegan):
+                self._is_recording = True
+                for _ in range(_NUM_PROBE_STEPS):
+                    num_probed += 1
+                    yield Mark.TRANSITION
+        finally:
+            self._is_recording = False
+            with self._termination.deferred():
+                profiler.stop()
         scratch = self._run_dir.path / "kineto" / f".rank{self._record.rank}.probe.json"
-        step_bytes = measure_trace_bytes(profiler, scratch) / _NUM_PROBE_STEPS
+        step_bytes = measure_trace_bytes(profiler, scratch) / num_probed
         affordable = max(1, int(self._plan.max_trace_bytes / step_bytes))
         num_steps = min(self._plan.steps, self._agree_on_least(affordable))
         if num_steps < self._plan.steps and self._record.rank == 0:
@@ -154,23 +183,43 @@ class CaptureSession:
     def _trace(self, num_steps: int) -> Generator[Mark, None, None]:
         path = self._run_dir.kineto_path(self._record.rank, time.time_ns())
         profiler = StepProfiler(self._plan, discard_first=True)
+        profiler.start()
         try:
-            with profiler:
-                yield Mark.TRANSITION
+            yield Mark.TRANSITION
+            with contextlib.suppress(_ValidationBegan):
                 for _ in range(num_steps):
                     profiler.step()
+                    self._is_recording = True
                     yield Mark.PROFILED
-                self._record = replace(self._record, stage_of_plan="writing the trace")
-                self.save(durable=False)
+            self._note_early_end(num_steps)
         finally:
-            if self._num_marked[Mark.PROFILED]:
-                self._write_trace(profiler, path)
+            self._is_recording = False
+            with self._termination.deferred():
+                self._end_trace(profiler, path)
 
-    def _write_trace(self, profiler: StepProfiler, path: Path) -> None:
+    def _end_trace(self, profiler: StepProfiler, path: Path) -> None:
+        """Stop the profiler and write what it has; what goes wrong costs the trace and is noted, no more."""
+        self._record = replace(self._record, stage_of_plan=WRITING_TRACE)
+        self.save(durable=False)
         try:
-            write_trace(profiler, path)
-        except OSError as error:
-            self._note(f"the trace of rank {self._record.rank} could not be written: {error}")
+            profiler.stop()
+            num_bytes = write_trace(profiler, path) if self._num_marked[Mark.PROFILED] else 0
+        except Exception as error:
+            self._note(f"the trace was lost: {error}")
+            return
+        if self._plan.trace_steps is None and num_bytes > _OVERSHOOT_RATIO * self._plan.max_trace_bytes:
+            self._note(
+                f"the trace takes {num_bytes / 1e6:.0f} MB of JSON, over --max-trace-mb "
+                f"{self._plan.max_trace_bytes / 1e6:.0f}: its steps are larger than the first ones were"
+            )
+
+    def _note_early_end(self, num_steps: int) -> None:
+        num_traced = self._num_marked[Mark.PROFILED]
+        if num_traced < num_steps and self._record.rank == 0:
+            self._note(
+                f"every rank traced {num_traced} of {num_steps} steps: a validation pass came, which is not traced; "
+                "ask for fewer --steps, or have the program validate later"
+            )
 
     def _agree_on_least(self, value: int) -> int:
         """The least of the ranks' values. Through a file, so that it leaves no trace in the program's collectives."""
@@ -200,7 +249,7 @@ class CaptureSession:
         try:
             self._script.close()
         except Exception as error:  # the trace is lost, the rest must not be
-            self._note(f"the trace of rank {self._record.rank} was lost: {error}")
+            self._note(f"the trace was lost: {error}")
         if self._clock is not None:
             self._clock.close(is_last_whole=status in {RunStatus.COMPLETE, RunStatus.PARTIAL})
         self._writer.close()
@@ -243,7 +292,9 @@ class CaptureSession:
             raise CaptureTerminated(ExitCode.TERMINATED)
 
 
-def run_program(session: CaptureSession, program: str, arguments: list[str], log_path: Path) -> int:
+def run_program(
+    session: CaptureSession, program: str, arguments: list[str], *, log_path: Path, termination: Termination
+) -> int:
     """Run the program under the session and close it, however it ends. Returns the rank's exit code."""
     sys.argv = [program, *arguments]
     exit_code, status = 0, RunStatus.COMPLETE
@@ -251,8 +302,7 @@ def run_program(session: CaptureSession, program: str, arguments: list[str], log
         try:
             _run_as_main(program)
         finally:
-            # From here on things are written down, and a signal would cut that short.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            termination.ignore()  # from here on things are written down
         status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
     except CaptureFinished:
         pass
@@ -317,10 +367,6 @@ def _redirect_output(log_path: Path) -> None:
             stream.reconfigure(line_buffering=True)
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise CaptureTerminated(ExitCode.TERMINATED)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m speedprof.capture.session")
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -329,14 +375,16 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    run_dir = RunDir(options.run_dir)
+    run_dir = RunDir(options.run_dir.resolve())  # the program may change folder
     _redirect_output(run_dir.log_path(rank))
     die_with_parent()
     faulthandler.enable()
-    signal.signal(signal.SIGTERM, _terminate)
-    session = CaptureSession(options.plan, run_dir, rank=rank, world_size=world_size)
+    termination = Termination()
+    termination.install()
+    session = CaptureSession(options.plan, run_dir, rank=rank, world_size=world_size, termination=termination)
     annotate.listen(session)
-    return run_program(session, options.program, options.arguments, run_dir.log_path(rank))
+    log_path = run_dir.log_path(rank)
+    return run_program(session, options.program, options.arguments, log_path=log_path, termination=termination)
 
 
 if __name__ == "__main__":

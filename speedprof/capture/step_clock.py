@@ -212,7 +212,7 @@ class StepClock:
         return {"anchor_residual_ns": self._anchor.host_ns - expected_ns}
 
     def _write_passed(self) -> None:
-        while self._passing and _has_passed(self._passing[0].ended):
+        while self._passing and _has_passed(self._passing[0]):
             self._write(self._passing.popleft())
 
     def _write(self, step: _Step) -> None:
@@ -242,8 +242,10 @@ def _add(row: dict[str, int | float], name: str, value: int) -> None:
     row[name] = row.get(name, 0) + value
 
 
-def _has_passed(event: torch.cuda.Event | None) -> bool:
-    return event is None or bool(event.query())
+def _has_passed(step: _Step) -> bool:
+    """Whether all events of the step have passed; a stage on a side stream may outlast the step on its own."""
+    events = (step.ended, *(event for one in step.stages for event in (one.began, one.left)))
+    return all(event is None or event.query() for event in events)
 
 
 def _elapsed_ns(start: torch.cuda.Event, end: torch.cuda.Event) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +18,9 @@ from speedprof.cli.capture import capture
 from speedprof.cli.check import check
 from speedprof.cli.report import report
 from speedprof.errors import ExitCode, SpeedprofError
+from speedprof.report.text import make_plain
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 app = typer.Typer(
     name="speedprof",
@@ -61,10 +66,20 @@ for _command in (capture, analyze, report, check):
 
 def main() -> None:
     """Run a command and leave with its exit code; what a user can mend is told in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of ending us
     try:
         app()
     except SpeedprofError as error:
-        print(f"speedprof: error: {error}", file=sys.stderr)
+        print(f"speedprof: error: {make_plain(str(error), limit=2_000)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or leaving would try to write again
+        where = f"{make_plain(str(error.filename))}: " if error.filename else ""
+        print(f"speedprof: error: {where}{error.strerror}; free some space, then try again", file=sys.stderr)
+        sys.exit(ExitCode.ENVIRONMENT)

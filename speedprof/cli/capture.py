@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import glob
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speedprof.errors import SpeedprofError, UsageError
+
 if TYPE_CHECKING:
-    from speedprof.capture.launch import Outcome
-    from speedprof.run_dir import Manifest, RunDir
+    from speedprof.capture.outcome import Outcome
+    from speedprof.run_dir import RunDir
+
+_TRAINER = "trainer"
+_REPORT_LATER = "make it with `python -m speedprof report {}`, on this machine or on another"
 
 
 def capture(
@@ -35,7 +41,7 @@ def capture(
     shapes: Annotated[bool, typer.Option(help="Record the shapes of operators' inputs.")] = True,
     memory: Annotated[bool, typer.Option("--memory", help="Record allocations.")] = False,
     stacks: Annotated[bool, typer.Option("--stacks", help="Record Python stacks; slow.")] = False,
-    program: Annotated[str, typer.Option(help="What to run: a module, or a script that ends in .py.")] = "trainer",
+    program: Annotated[str, typer.Option(help="What to run: a module, or a script that ends in .py.")] = _TRAINER,
     run_id: Annotated[
         str | None, typer.Option(help="The run's name.", show_default="time, commit, preset, ranks")
     ] = None,
@@ -50,10 +56,11 @@ def capture(
       python -m speedprof capture --steps 50
       python -m speedprof capture --steps 20 --nproc 4 -- --set learning_rate=0.02
     """
-    from speedprof.capture.launch import Launch, choose_num_ranks, create_run, device_name, run
+    from speedprof.capture.launch import Launch, choose_num_ranks, create_run, device_name, interrupts, run
     from speedprof.capture.plan import CapturePlan
     from speedprof.cli.progress import CaptureProgress
-    from speedprof.errors import UnreadableError
+    from speedprof.errors import ExitCode, UnreadableError
+    from speedprof.run_dir import close_manifest
 
     plan = CapturePlan(
         steps=steps,
@@ -68,6 +75,8 @@ def capture(
         raise UnreadableError(
             f"{data}: no file matches", next_step="give --data a path or a quoted glob of .bin shards"
         )
+    if program == _TRAINER:
+        _require_own_trainer()
     num_ranks, device = choose_num_ranks(nproc), device_name()
     chosen = preset or ("tiny_cpu" if device == "cpu" else "record_134")
     launch = Launch(
@@ -75,39 +84,41 @@ def capture(
         program=program,
         arguments=(*_trainer_arguments(program, preset=chosen, data=data), *(arguments or ())),
         num_ranks=num_ranks,
-        name=chosen if program == "trainer" else Path(program).stem,
+        name=chosen if program == _TRAINER else Path(program).stem,
         device=device,
     )
     run_dir, manifest = create_run(launch, out / "traces", run_id=run_id, command=["speedprof", *sys.argv[1:]])
-    with CaptureProgress(launch, run_dir) as progress:
-        outcome = run(launch, run_dir, progress)
-    if outcome.error is not None and not progress.has_printed(outcome.error):
-        print(f"\n{outcome.error}\n", file=sys.stderr)
-    _finish(run_dir, manifest, outcome, out)
+    with interrupts() as received:
+        with CaptureProgress(launch, run_dir) as progress:
+            outcome = run(launch, run_dir, progress, received)
+        if outcome.error is not None and not progress.has_printed(outcome.error):
+            print(f"\n{outcome.error}\n", file=sys.stderr)
+        missing = _write_scalars(run_dir)
+        close_manifest(run_dir, manifest, status=outcome.status, failure=outcome.failure)
+    _tell(outcome, run_dir)
+    try:
+        _report(run_dir, out, missing)
+    except KeyboardInterrupt:
+        print(f"speedprof: the report was interrupted; {_REPORT_LATER.format(run_dir.path)}", file=sys.stderr)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     raise typer.Exit(outcome.exit_code)
 
 
 def _trainer_arguments(program: str, *, preset: str, data: str | None) -> list[str]:
     """Only the trainer knows of presets and shards; another program is given what follows `--` alone."""
-    if program != "trainer":
+    if program != _TRAINER:
         return []
     return ["--preset", preset, *(["--data", data] if data else [])]
 
 
-def _finish(run_dir: RunDir, manifest: Manifest, outcome: Outcome, out: Path) -> None:
-    """Close the run, tell how it ended and what it shows, and say where everything is."""
-    from speedprof.run_dir import close_manifest
-
-    problem = _write_scalars(run_dir)
-    close_manifest(run_dir, manifest, status=outcome.status, failure=outcome.failure)
-    _tell(outcome, run_dir)
-    if problem is None:
-        problem = _analyze(run_dir, out)
-    if problem is not None:
-        print(
-            f"speedprof: {problem}; copy {run_dir.path} to a machine with speedprof installed "
-            "and run `python -m speedprof report` on it",
-            file=sys.stderr,
+def _require_own_trainer() -> None:
+    """Raises UsageError where another `trainer` lies in the current folder: it would run instead of ours."""
+    spec = importlib.util.find_spec("trainer")
+    ours = Path(__file__).parents[2] / "trainer"
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != ours:
+        raise UsageError(
+            f"{spec.origin if spec else 'trainer'}: is not the trainer that comes with speedprof",
+            next_step="run from another folder, or name your program with --program",
         )
 
 
@@ -128,32 +139,35 @@ def _tell(outcome: Outcome, run_dir: RunDir) -> None:
 
 
 def _write_scalars(run_dir: RunDir) -> str | None:
-    """Write TensorBoard's scalars into the run; returns what was missing for it, if anything."""
+    """Write TensorBoard's scalars into the run; returns what is missing for it and for the report, if anything."""
     try:
         from speedprof.report.tensorboard import write_scalars
         from speedprof.step_log import read_step_log
     except ImportError as error:
-        return f"{error.name} is not installed here, so nothing was analysed"
-    step_log = read_step_log(run_dir.steps_paths())
-    if len(step_log.steps):
-        write_scalars(step_log, run_dir.path)
+        return error.name
+    try:
+        step_log = read_step_log(run_dir.steps_paths())
+        if len(step_log.steps):
+            write_scalars(step_log, run_dir.path)
+    except (OSError, SpeedprofError) as error:
+        print(f"speedprof: TensorBoard's scalars could not be written: {error}", file=sys.stderr)
     return None
 
 
-def _analyze(run_dir: RunDir, out: Path) -> str | None:
-    """Print and write the report; returns what was missing for it, if anything."""
-    try:
-        from rich.console import Console
+def _report(run_dir: RunDir, out: Path, missing: str | None) -> None:
+    """Print and write the report, unless a package that it needs is missing or no step was clocked."""
+    if missing is not None:
+        print(f"speedprof: {missing} is not installed here; {_REPORT_LATER.format(run_dir.path)}", file=sys.stderr)
+        return
+    from rich.console import Console
 
-        from speedprof.cli.outputs import Format, terminal_width, write_reports
-        from speedprof.cli.sources import report_on_run
-        from speedprof.report.console import print_report
-    except ImportError as error:
-        return f"{error.name} is not installed here, so nothing was analysed"
+    from speedprof.cli.outputs import Format, terminal_width, write_reports
+    from speedprof.cli.sources import report_on_run
+    from speedprof.report.console import print_report
+
     report = report_on_run(run_dir)
     if not report.analysis.ranks and not report.analysis.step_times:
-        return None
+        return
     paths = write_reports(report, out / "reports" / run_dir.path.name, list(Format), force=True)
     print_report(report, Console(width=terminal_width()))
     print(f"\nrun      {run_dir.path}\nreport   {paths[0]}\nviews    tensorboard --logdir {run_dir.path.parent}")
-    return None

@@ -22,8 +22,9 @@ def check(
       python -m speedprof check latest
       python -m speedprof check latest --json
     """
+    from speedprof.cli.run_names import find_run
     from speedprof.errors import ExitCode
-    from speedprof.run_dir import RunStatus, find_damage, find_run, read_or_rebuild_manifest
+    from speedprof.run_dir import RunStatus, find_damage, read_or_rebuild_manifest
 
     run_dir = find_run(run, out / "traces")
     manifest, was_rebuilt = read_or_rebuild_manifest(run_dir)

@@ -23,9 +23,9 @@ def report(
       python -m speedprof report latest --format md --force
     """
     from speedprof.cli.outputs import Format, write_reports
+    from speedprof.cli.run_names import find_run
     from speedprof.cli.sources import report_on_run
     from speedprof.errors import UsageError
-    from speedprof.run_dir import find_run
 
     try:
         chosen = [Format(name.strip()) for name in formats.split(",")]

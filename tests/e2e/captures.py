@@ -55,7 +55,12 @@ def capture_toy(out: Path, how: str, *words: str) -> Capture:
 
 def start_toy(out: Path, how: str, *, until: str) -> subprocess.Popen[str]:
     """Start a capture of very many steps, and return once it has said a line that contains `until`."""
-    words = ["capture", "--out", str(out), "--run-id", "run", "--program", TOY, "--steps", "100000", "--", how]
+    return start(out, "--steps", "100000", "--", how, until=until)
+
+
+def start(out: Path, *plan: str, until: str) -> subprocess.Popen[str]:
+    """Start a capture of the toy program, and return once it has said a line that contains `until`."""
+    words = ["capture", "--out", str(out), "--run-id", "run", "--program", TOY, *plan]
     process = subprocess.Popen(
         [sys.executable, "-m", "speedprof", *words],
         cwd=ROOT,

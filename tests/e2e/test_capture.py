@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from captures import Capture, capture, capture_toy, processes_naming, speedprof, wait_until
 
@@ -151,7 +152,7 @@ def test_a_trace_that_would_grow_too_large_has_fewer_steps_and_says_so(tmp_path:
     plan = CapturePlan(steps=6, warmup=0, max_trace_bytes=1)
     launch = Launch(plan=plan, program="tests/programs/toy.py", arguments=(), num_ranks=2, name="toy", device="cpu")
     run_dir, manifest = create_run(launch, tmp_path, run_id="run", command=[])
-    outcome = run(launch, run_dir, Watcher())
+    outcome = run(launch, run_dir, Watcher(), [])
     closed = close_manifest(run_dir, manifest, status=outcome.status, failure=outcome.failure)
     assert (outcome.status, outcome.exit_code) == (RunStatus.COMPLETE, 0)
     assert [one.num_marked["profiled"] for one in closed.ranks] == [1, 1]
@@ -199,3 +200,15 @@ def test_the_trainers_loss_and_stages_are_in_the_step_log_of_each_rank(trainer: 
     assert sorted(losses.select("rank", "step").rows()) == [(rank, step) for rank in (0, 1) for step in range(9)]
     groups = {group["name"] for group in trainer.manifest.declared["optimizer_plan"]}
     assert set(log.stages["group"].to_list()) == groups
+
+
+def test_a_trace_ends_before_a_validation_pass_and_says_so(tmp_path: Path) -> None:
+    done = capture(
+        *(tmp_path, "--program", "tests/programs/validating.py", "--warmup", "1", "--steps", "6", "--", "7", "2000")
+    )
+    assert done.code == 0
+    for record in done.manifest.ranks:
+        assert record.num_marked == {"warmup": 1, "clean": 6, "transition": 3, "profiled": 4}
+    assert "traced 4 of 6 steps: a validation pass came" in done.manifest.ranks[0].notes[0]
+    steps = read_step_log(done.run_dir.steps_paths()).steps
+    assert steps.filter(pl.col("kind") == "validation").height == 2

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from captures import Capture, capture, capture_toy, processes_naming, speedprof
+from captures import ROOT, Capture, capture, capture_toy, processes_naming, speedprof
 
-from speedprof.run_dir import RunStatus, find_damage
+from speedprof.run_dir import ArtifactKind, RunDir, RunStatus, find_damage, read_manifest
 from speedprof.step_log import read_step_log
 from speedprof.trace.read_kineto import read_kineto
 
@@ -88,3 +91,30 @@ def test_a_program_that_is_not_there_fails_before_its_first_step(tmp_path: Path)
     assert "failed before its first step with exit code 1: FileNotFoundError" in str(run.manifest.failure)
     assert "missing.py" in run.err
     assert processes_naming(run.run_dir.path) == []
+
+
+def test_a_program_may_change_folder(tmp_path: Path) -> None:
+    program = tmp_path / "wanders.py"
+    program.write_text(
+        "import os\nfrom speedprof import annotate\nos.chdir('/')\n"
+        "for n in range(100):\n    with annotate.step(n):\n        pass\n"
+    )
+    plan = ("--steps", "3", "--warmup", "1", "--nproc", "1")
+    command = [sys.executable, "-m", "speedprof", "capture", "--program", str(program), *plan]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--run-id", "run"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(RunDir(tmp_path / "traces" / "run"))
+    assert manifest.status is RunStatus.COMPLETE
+    assert {artifact.kind for artifact in manifest.artifacts} >= {ArtifactKind.KINETO, ArtifactKind.STEPS}
+
+
+def test_another_trainer_in_the_folder_is_not_run_by_mistake(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text("print('mine')")
+    command = [sys.executable, "-m", "speedprof", "capture", "--steps", "3"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is not the trainer that comes with speedprof" in done.stderr
+    assert not (tmp_path / "traces").exists()

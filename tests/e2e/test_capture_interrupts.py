@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from captures import finish, processes_naming, speedprof, start_toy, wait_for_ends
+from captures import finish, processes_naming, speedprof, start, start_toy, wait_for_ends
 
-from speedprof.run_dir import RunDir, RunStatus, find_damage, read_manifest
+from speedprof.run_dir import ArtifactKind, RunDir, RunStatus, find_damage, read_manifest
 from speedprof.step_log import read_step_log
 
 pytestmark = pytest.mark.e2e
@@ -62,3 +62,14 @@ def test_when_the_launcher_is_killed_the_ranks_end_and_check_closes_the_run(tmp_
     assert len(manifest.ranks) == 2
     assert read_step_log(run_dir.steps_paths()).notes == ()
     assert speedprof("analyze", run_dir.path, "--json").returncode == 0
+
+
+def test_a_trace_that_is_being_written_is_finished_before_the_end(tmp_path: Path) -> None:
+    words = ("--steps", "3", "--warmup", "1", "--trace-steps", "2000", "--", "ok")
+    process = start(tmp_path, *words, until="writing the trace")
+    process.send_signal(signal.SIGINT)
+    run = finish(process, tmp_path)
+    assert run.code == 130
+    assert [artifact.rank for artifact in run.manifest.artifacts if artifact.kind is ArtifactKind.KINETO] == [0, 1]
+    assert find_damage(run.run_dir, run.manifest) == []
+    assert processes_naming(run.run_dir.path) == []

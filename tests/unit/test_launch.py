@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from speedprof.capture import launch as launching
-from speedprof.capture.launch import Launch, Watcher, build_command, choose_num_ranks, create_run, find_culprit
+from speedprof.capture.launch import Launch, Watcher, build_command, choose_num_ranks, create_run
+from speedprof.capture.outcome import Outcome, find_culprit, judge
 from speedprof.capture.plan import CapturePlan
 from speedprof.errors import EnvironmentUnfitError, ExitCode, UsageError
-from speedprof.run_dir import RankRecord, RunDir, RunStatus, read_manifest
+from speedprof.run_dir import RankRecord, RunDir, RunStatus, read_manifest, write_rank_record
 
 LAUNCH = Launch(
     plan=CapturePlan(steps=3), program="toy.py", arguments=("ok", "--deep"), num_ranks=4, name="toy", device="cpu"
@@ -135,7 +136,52 @@ def test_nobody_is_to_blame_where_every_rank_ended_well() -> None:
     assert culprit([]) is None
 
 
+def test_a_rank_that_was_told_to_end_from_outside_is_to_blame_before_those_it_cut_off() -> None:
+    told = RankRecord(rank=1, host="host", pid=101, status=RunStatus.INTERRUPTED, exit_code=143)
+    assert culprit([failed(0, BROKEN, 1), told]) == 1
+    assert culprit([failed(0, "ValueError: mine", 1), told]) == 0
+
+
+def ended(tmp_path: Path, *records: RankRecord, log: str = "", returncode: int = 1, num_ranks: int = 2) -> Outcome:
+    run_dir, _ = create_run(LAUNCH, tmp_path, run_id="run", command=[])
+    run_dir.launcher_log_path.write_text(log)
+    for record in records:
+        write_rank_record(run_dir, record, durable=False)
+    return judge(run_dir, returncode=returncode, num_ranks=num_ranks, received=[])
+
+
+def test_ranks_that_all_fulfilled_the_plan_make_a_complete_run(tmp_path: Path) -> None:
+    assert ended(tmp_path, whole(0), whole(1)) == Outcome(status=RunStatus.COMPLETE, exit_code=0)
+
+
+def test_a_launcher_that_was_killed_is_named_and_not_its_ranks(tmp_path: Path) -> None:
+    outcome = ended(tmp_path, silent(0), silent(1), returncode=-9)
+    assert (outcome.status, outcome.exit_code) == (RunStatus.FAILED, 3)
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("torch.distributed.run was killed by SIGKILL")
+
+
+def test_a_rank_that_died_before_it_could_say_anything_is_found_in_the_launchers_report(tmp_path: Path) -> None:
+    log = "Root Cause (first observed failure):\n[0]:\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)\n"
+    outcome = ended(tmp_path, silent(0), log=log)
+    assert outcome.failure == "rank 1 ended before it could start: killed by SIGKILL"
+    assert outcome.error == log.strip()
+
+
 # What is kept
+
+
+def test_two_runs_of_one_second_get_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "_make_run_id", lambda launch, created, git: "now")
+    names = [create_run(LAUNCH, tmp_path, run_id=None, command=[])[0].path.name for _ in range(3)]
+    assert names == ["now", "now-2", "now-3"]
+
+
+def test_a_run_is_named_and_not_placed_by_its_id(tmp_path: Path) -> None:
+    for run_id in ("../x", "/x", "a/b", ".."):
+        with pytest.raises(UsageError, match="is no plain name"):
+            create_run(LAUNCH, tmp_path / "traces", run_id=run_id, command=[])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_begins_with_its_folders_and_a_manifest_that_says_running(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from speedprof.cli.run_names import find_run
 from speedprof.errors import ExitCode, UnreadableError, UsageError
 from speedprof.run_dir import (
     FORMAT_VERSION,
@@ -21,7 +22,6 @@ from speedprof.run_dir import (
     close_manifest,
     find_artifacts,
     find_damage,
-    find_run,
     is_process_alive,
     read_manifest,
     read_or_rebuild_manifest,
@@ -266,10 +266,16 @@ def test_damage_names_what_is_missing_changed_and_new(filled: RunDir) -> None:
 def test_a_manifest_that_its_launcher_never_closed_is_closed_once(filled: RunDir) -> None:
     write_manifest(filled, manifest(launcher_pid=DEAD_PID))
     rebuilt, was_rebuilt = read_or_rebuild_manifest(filled)
-    assert (rebuilt.status, was_rebuilt, len(rebuilt.artifacts)) == (RunStatus.INTERRUPTED, True, 9)
+    assert (rebuilt.status, was_rebuilt, len(rebuilt.artifacts)) == (RunStatus.COMPLETE, True, 9)
     assert rebuilt.plan == {"steps": 50}
     assert find_damage(filled, rebuilt) == []
     assert read_or_rebuild_manifest(filled) == (rebuilt, False)
+
+
+def test_a_run_whose_ranks_had_not_ended_is_closed_as_interrupted(filled: RunDir) -> None:
+    write_manifest(filled, manifest(launcher_pid=DEAD_PID))
+    write_rank_record(filled, record(1, RunStatus.RUNNING), durable=False)
+    assert read_or_rebuild_manifest(filled)[0].status is RunStatus.INTERRUPTED
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{"])
