@@ -32,7 +32,7 @@ def report_on_run(run_dir: RunDir) -> Report:
     manifest = read_manifest(run_dir)
     notes: list[str] = []
     traces = _read_some(run_dir.kineto_paths(), notes)
-    if manifest.plan.get("trace_steps") != 0:
+    if traces:
         missing = {record.rank for record in manifest.ranks} - {trace.rank for trace in traces}
         notes += [f"rank {rank} has no trace: the means over ranks leave it out" for rank in sorted(missing)]
     step_log = _read_step_logs(run_dir.steps_paths(), notes)
