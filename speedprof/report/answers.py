@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from speedprof.analyses.analysis import Analysis
 from speedprof.analyses.step_time import StepTime
 from speedprof.findings import SMALLEST_COST_RATIO, Finding, Severity, mean_step_ns
 from speedprof.report.document import Report
@@ -11,7 +12,7 @@ from speedprof.run_dir import RunStatus
 from speedprof.units import format_ms, format_ns, format_percent
 
 INTERVAL_MEANING = (
-    "The 95% interval says how well these steps pin down the median of this run. Steps of one run are not quite "
+    "The 95% interval says how well these steps pin down the typical step of this run. Steps of one run are not quite "
     "independent, and another start of the same program may differ by more: do not compare runs by it."
 )
 
@@ -28,15 +29,21 @@ _ENDINGS = {
 
 
 def format_headline(report: Report) -> str:
-    """The costliest finding, or plainly that there is none and why."""
+    """The costliest finding, or plainly that there is none and why. What the measuring may have caused never leads."""
     costly = costly_findings(report)
     if costly:
         return costly[0].claim
     step_ns = mean_step_ns(report.analysis)
     if step_ns is None:
-        missing = "no traced step was found" if report.analysis.ranks else "there is no trace"
-        return f"Where the time of a step goes is not known: {missing}."
-    return f"Nothing found costs {format_percent(SMALLEST_COST_RATIO)} of a traced step ({format_ns(step_ns)}) or more."
+        return f"Where the time of a step goes is not known: {_what_is_missing(report.analysis)}."
+    smallest = format_percent(SMALLEST_COST_RATIO)
+    return f"Nothing is known to cost {smallest} of a traced step ({format_ns(step_ns)}) or more."
+
+
+def _what_is_missing(analysis: Analysis) -> str:
+    if any(rank.is_damaged for rank in analysis.ranks):
+        return "no trace that is whole holds a traced step"
+    return "no traced step was found" if analysis.ranks else "there is no trace"
 
 
 def costly_findings(report: Report) -> tuple[Finding, ...]:
@@ -44,8 +51,8 @@ def costly_findings(report: Report) -> tuple[Finding, ...]:
 
 
 def slowest_step_time(report: Report) -> StepTime | None:
-    """The step time of the rank whose median is longest: the run's own, since ranks wait for one another."""
-    return max(report.analysis.step_times, key=lambda one: one.median_ns, default=None)
+    """The step time of the rank whose typical step is longest: the run's own, since ranks wait for one another."""
+    return max(report.analysis.step_times, key=lambda one: one.typical_ns, default=None)
 
 
 def format_step_time(report: Report) -> str:
@@ -53,16 +60,44 @@ def format_step_time(report: Report) -> str:
     one = slowest_step_time(report)
     if one is None:
         return "How long a step takes is not known: no clean step was clocked."
+    basis = f"{format_basis(report, one)}; {format_interval(one)}"
+    if one.levels_ns:
+        return f"A step takes {format_ns(one.mean_ns)} on average: {format_levels(one)} ({basis})."
+    return f"A step takes {format_ns(one.median_ns)} ({basis}; mean {format_ns(one.mean_ns)})."
+
+
+def format_basis(report: Report, one: StepTime) -> str:
+    """What a step time rests on: `median of 50 clean steps on rank 1, the slowest of 2`."""
     slowest = f", the slowest of {len(report.analysis.step_times)}" if len(report.analysis.step_times) > 1 else ""
-    basis = f"median of {format_count(one.num_clean, 'clean step')} on rank {one.rank}{slowest}"
-    return f"A step takes {format_ns(one.median_ns)} ({basis}; {format_interval(one)}; mean {format_ns(one.mean_ns)})."
+    of_what = "mean of whole pairs" if one.levels_ns else "median"
+    return f"{of_what} of {format_count(one.num_clean, 'clean step')} on rank {one.rank}{slowest}"
+
+
+def format_levels(one: StepTime) -> str:
+    """The two levels of steps that alternate: `146 ms and 270 ms in turn`; empty for steps that do not."""
+    return " and ".join(map(format_ns, one.levels_ns)) + " in turn" if one.levels_ns else ""
 
 
 def format_interval(one: StepTime) -> str:
     if one.interval_ns is None:
         return "too few steps for a 95% interval"
     low_ns, high_ns = one.interval_ns
-    return f"95% interval {format_ms(low_ns)} to {format_ms(high_ns)} ms"
+    of_what = " of that mean" if one.levels_ns else ""
+    return f"95% interval{of_what} {format_ms(low_ns)} to {format_ms(high_ns)} ms"
+
+
+def format_warnings(report: Report) -> tuple[str, ...]:
+    """What a reader must know before anything else: how the run ended, and whose traces are damaged."""
+    status = format_status(report)
+    damaged = [str(rank.rank) for rank in report.analysis.ranks if rank.is_damaged]
+    warnings = [status] if status else []
+    if damaged:
+        whose = f"trace of rank {damaged[0]} is" if len(damaged) == 1 else f"traces of ranks {', '.join(damaged)} are"
+        warnings.append(
+            f"The {whose} damaged: part of what happened is lost, so the numbers from there are too low, gaps "
+            "mean nothing, and no cost is taken from there."
+        )
+    return tuple(warnings)
 
 
 def format_status(report: Report) -> str | None:

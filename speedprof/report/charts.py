@@ -69,7 +69,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One chart: its marks, its axes, and in words what it shows. `line_at` is where the median lies, if anywhere."""
+    """One chart: its marks, its axes, and in words what it shows. `line_at` is where the typical step lies."""
 
     title: str
     description: str
@@ -147,9 +147,9 @@ def draw_step_times(log: StepLog, step_times: Sequence[StepTime]) -> tuple[Chart
     x_axis = Axis(low=float(first), high=float(max(last, first + 1)), start=LEFT + 12, end=RIGHT - 8)
     low_ms, high_ms = _time_range(timed)
     y_axis = Axis(low=low_ms, high=high_ms, start=height - 24, end=TOP)
-    medians = {one.rank: one.median_ns for one in step_times}
+    typical = {one.rank: one for one in step_times}
     return tuple(
-        _draw_rank(rank, timed.filter(pl.col("rank") == rank), x_axis, y_axis, medians.get(rank), height)
+        _draw_rank(rank, timed.filter(pl.col("rank") == rank), x_axis, y_axis, typical.get(rank), height)
         for rank in ranks
     )
 
@@ -193,7 +193,9 @@ def draw_steps(rank: RankAnalysis, *, longest_ns: int, height: float = 190) -> C
     )
 
 
-def _draw_rank(rank: int, steps: pl.DataFrame, x_axis: Axis, y_axis: Axis, median_ns: int | None, height: int) -> Chart:
+def _draw_rank(
+    rank: int, steps: pl.DataFrame, x_axis: Axis, y_axis: Axis, typical: StepTime | None, height: int
+) -> Chart:
     shapes = []
     for mark, outline in _OUTLINES.items():
         rows = steps.filter(pl.col("mark") == mark).select("step", "time_ns").rows()
@@ -202,19 +204,26 @@ def _draw_rank(rank: int, steps: pl.DataFrame, x_axis: Axis, y_axis: Axis, media
     num_above = int((steps["time_ns"] > y_axis.high * NS_PER_MS).sum())
     slowest_ns = int(steps["time_ns"].to_numpy().max()) if steps.height else 0
     above = f"{format_count(num_above, 'step')} above the axis, drawn at its edge: up to {format_ms(slowest_ns)} ms."
-    median = "" if median_ns is None else f" Its median clean step is {format_ms(median_ns)} ms."
+    label = _typical_label(typical) if typical else ""
+    in_words = f" Its typical clean step: {label}." if label else ""
     return Chart(
         title=f"Step times of rank {rank}",
-        description=f"Time of {format_count(steps.height, 'step')} of rank {rank} in ms, by step.{median} "
+        description=f"Time of {format_count(steps.height, 'step')} of rank {rank} in ms, by step.{in_words} "
         "The table below holds every number.",
         height=height,
         shapes=tuple(shapes),
         x_ticks=x_axis.ticks(10, smallest=1),
         y_ticks=y_axis.ticks(4),
-        line_at=None if median_ns is None else round(_inside(y_axis, median_ns / NS_PER_MS), 1),
-        line_label="" if median_ns is None else f"median {format_ms(median_ns)} ms",
+        line_at=round(_inside(y_axis, typical.typical_ns / NS_PER_MS), 1) if typical else None,
+        line_label=label,
         remark=above if num_above else "",
     )
+
+
+def _typical_label(one: StepTime) -> str:
+    if one.levels_ns:
+        return f"mean {format_ms(one.mean_ns)} ms: {' and '.join(map(format_ms, one.levels_ns))} ms in turn"
+    return f"median {format_ms(one.median_ns)} ms"
 
 
 def _time_range(timed: pl.DataFrame) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -14,14 +14,14 @@ from speedprof.report.answers import (
     format_headline,
     format_place,
     format_smaller,
-    format_status,
     format_step_time,
+    format_warnings,
     split_findings,
     with_advice_once,
 )
 from speedprof.report.document import Report
 from speedprof.report.tables import TextTable, costliest_stage_table, partition_table, step_time_table
-from speedprof.report.text import make_plain
+from speedprof.report.text import MOST_OF_A_CLAIM, make_plain, make_printable
 
 _MAX_STAGES = 12
 
@@ -34,12 +34,12 @@ _STYLES = {
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the report. Every word goes out as `Text`, so names are never read as markup."""
+    """Print the report. Every word goes out as `Text`, so names are never read as markup, and in characters that the
+    terminal's encoding has."""
+    for warning in format_warnings(report):
+        _say(console, warning, "bold red")
     _say(console, format_headline(report), "bold")
     _say(console, format_step_time(report))
-    status = format_status(report)
-    if status:
-        _say(console, status, "bold red")
     if report.findings:
         _print_findings(report, console)
     _print_table(step_time_table(report), console)
@@ -62,14 +62,14 @@ def _print_findings(report: Report, console: Console) -> None:
     shown, smaller = split_findings(report)
     for finding, advice in with_advice_once(shown):
         cost = format_cost(report, finding) or finding.severity.value
-        grid.add_row(Text(cost, style=_STYLES[finding.severity]), _finding_text(finding, advice))
+        grid.add_row(Text(cost, style=_STYLES[finding.severity]), _finding_text(finding, advice, console))
     console.print(grid)
     if smaller:
         _say(console, f"{format_smaller(report, smaller)}: see the report", "dim")
 
 
-def _finding_text(finding: Finding, advice: str | None) -> Text:
-    text = Text(make_plain(finding.claim))
+def _finding_text(finding: Finding, advice: str | None, console: Console) -> Text:
+    text = Text(make_printable(make_plain(finding.claim, limit=MOST_OF_A_CLAIM), console.encoding))
     text.append(f" [{finding.slug}, {format_place(finding)}]", style="dim")
     if advice:
         text.append("\nTry: ", style="bold")
@@ -84,13 +84,15 @@ def _print_table(table: TextTable, console: Console) -> None:
     _say(console, table.title, "bold")
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
     for position, name in enumerate(table.columns):
-        grid.add_column(Text(name), justify="left" if position < table.num_labels else "right", overflow="fold")
+        justify: JustifyMethod = "left" if position < table.num_labels else "right"
+        longest_word = max(map(len, name.split()))
+        grid.add_column(Text(name), justify=justify, overflow="fold", min_width=longest_word)
     for row in table.rows:
-        grid.add_row(*(Text(make_plain(cell, limit=60)) for cell in row))
+        grid.add_row(*(Text(make_printable(make_plain(cell, limit=60), console.encoding)) for cell in row))
     console.print(grid)
     if table.remark:
         _say(console, table.remark, "dim")
 
 
 def _say(console: Console, sentence: str, style: str = "") -> None:
-    console.print(Text(make_plain(sentence, limit=2_000), style=style))
+    console.print(Text(make_printable(make_plain(sentence, limit=2_000), console.encoding), style=style))

@@ -36,7 +36,9 @@ class Report:
 def as_document(report: Report) -> dict[str, Any]:
     """The document of `analyze --json` and of report.json. Times are ns, instants ns since the Unix epoch.
 
-    A rank's `window_ns` and `partition` cover its whole capture; a stage's times are totals over the traced steps.
+    A rank's `window_ns` and `partition` cover its whole capture; its `steps` are the traced training steps, and the
+    times of stages and copies are totals over them. A step time's `typical_ns` is its median, or where steps alternate
+    (`levels_ns`) its mean; `interval_of` says of which of the two the interval is.
 
     What this version does not measure has no key yet: `exposed_split`, `contention_estimate_ns`, `waited_for`,
     `collectives` and `stragglers` come with the matching of collectives across ranks.
@@ -45,6 +47,7 @@ def as_document(report: Report) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "speedprof_version": __version__,
         "sources": list(report.sources),
+        "damaged_ranks": [rank.rank for rank in report.analysis.ranks if rank.is_damaged],
         "run": run_facts(report.manifest) if report.manifest else None,
         "traced_step_ns": mean_step_ns(report.analysis),
         "findings": [_finding(finding) for finding in report.findings],
@@ -110,21 +113,27 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _step_time(step_time: StepTime) -> dict[str, Any]:
-    return asdict(step_time) | {"profiler_overhead_ratio": step_time.profiler_overhead_ratio}
+    return asdict(step_time) | {
+        "typical_ns": step_time.typical_ns,
+        "interval_of": "mean" if step_time.levels_ns else "median",
+        "profiler_overhead_ratio": step_time.profiler_overhead_ratio,
+    }
 
 
 def _rank(rank: RankAnalysis) -> dict[str, Any]:
     breakdown = rank.breakdown
     return {
         "rank": rank.rank,
+        "is_damaged": rank.is_damaged,
         "timeline": breakdown.timeline.value,
         "window_ns": breakdown.window_ns,
         "partition": _partition(breakdown.partition),
         "communication_ns": breakdown.communication_ns,
         "overlapped_communication_ns": breakdown.overlapped_communication_ns,
         "num_steps": len(breakdown.steps),
-        "steps": [_segment(segment) for segment in breakdown.segments],
+        "steps": [_segment(segment) for segment in breakdown.steps],
         "stages": [asdict(stage) for stage in rank.stages],
+        "copies": [asdict(copy) for copy in rank.copies],
         "error_budget": asdict(rank.error_budget),
     }
 
@@ -132,6 +141,7 @@ def _rank(rank: RankAnalysis) -> dict[str, Any]:
 def _segment(segment: Segment) -> dict[str, Any]:
     return {
         "step": segment.step,
+        "kind": segment.kind,
         "start_ns": segment.start_ns,
         "end_ns": segment.end_ns,
         "partition": _partition(segment.partition),

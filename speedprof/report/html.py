@@ -20,12 +20,14 @@ from speedprof.findings import Finding, mean_step_ns
 from speedprof.report.answers import (
     INTERVAL_MEANING,
     all_notes,
+    format_basis,
     format_cost,
     format_headline,
     format_interval,
+    format_levels,
     format_place,
     format_smaller,
-    format_status,
+    format_warnings,
     slowest_step_time,
     split_findings,
     with_advice_once,
@@ -49,6 +51,7 @@ from speedprof.report.tables import (
     stage_rows,
     stage_table,
     step_time_table,
+    whole_ranks,
 )
 from speedprof.report.text import make_plain
 from speedprof.run_dir import write_atomically
@@ -58,6 +61,8 @@ from speedprof.units import format_ms, format_ns
 
 # Beyond so many cells a table behind a chart is left to report.json, so that the page stays under 3 MB.
 _MAX_TABLE_CELLS = 20_000
+
+_LONGEST_NAME = 100
 
 _PATH_DATA = re.compile(r"[MmLlHhVvAaZz0-9. -]*")
 
@@ -108,6 +113,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["path_data"] = _path_data
+    environment.filters["short"] = _short
     return environment
 
 
@@ -116,6 +122,11 @@ def _path_data(path: str) -> Markup:
     if not _PATH_DATA.fullmatch(path):
         raise ValueError("a path holds more than SVG path data")
     return Markup(path)
+
+
+def _short(text: str) -> str:
+    """A name from outside, which may be a kernel's of 2,000 characters, for a title or a cell."""
+    return make_plain(text, limit=_LONGEST_NAME)
 
 
 def _finalize(value: Any) -> Any:
@@ -132,10 +143,11 @@ def _context(report: Report) -> dict[str, Any]:
     return {
         "title": report.manifest.run_id if report.manifest else ", ".join(report.sources) or "speedprof report",
         "facts": run_facts(report.manifest) if report.manifest else None,
-        "status": format_status(report),
+        "warnings": format_warnings(report),
         "headline": format_headline(report),
-        "step_time": format_ns(slowest.median_ns) if slowest else None,
-        "step_time_basis": slowest,
+        "step_time": format_ns(slowest.typical_ns) if slowest else None,
+        "step_time_basis": format_basis(report, slowest) if slowest else "",
+        "levels": format_levels(slowest) if slowest else "",
         "interval": format_interval(slowest) if slowest else "",
         "interval_meaning": INTERVAL_MEANING,
         "cards": _cards(report, shown),
@@ -147,7 +159,7 @@ def _context(report: Report) -> dict[str, Any]:
         "mean_bars": draw_mean_steps(analysis),
         "partition_table": partition_table(report),
         "ranks": _rank_parts(analysis.ranks),
-        "stages": _stages_of(analysis.ranks, "Mean over the ranks") if len(analysis.ranks) > 1 else None,
+        "stages": _stages_of(whole_ranks(report), "Mean over the ranks") if len(analysis.ranks) > 1 else None,
         "error_budget": error_budget_table(report),
         "environment": environment_table(report),
         "notes": all_notes(report),

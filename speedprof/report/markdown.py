@@ -14,13 +14,13 @@ from speedprof.report.answers import (
     format_count,
     format_headline,
     format_place,
-    format_status,
     format_step_time,
+    format_warnings,
     with_advice_once,
 )
 from speedprof.report.document import Report, run_facts
 from speedprof.report.tables import TextTable, costliest_stage_table, partition_table, step_time_table
-from speedprof.report.text import escape_markdown
+from speedprof.report.text import MOST_OF_A_CLAIM, escape_markdown
 from speedprof.run_dir import write_atomically
 
 # Together they keep the report under 60 lines, whatever the run.
@@ -41,9 +41,8 @@ def write_markdown(report: Report, path: Path) -> None:
 def _lines(report: Report) -> Iterator[str]:
     yield f"# {escape_markdown(_title(report))}"
     yield ""
-    status = format_status(report)
-    warning = f"**{escape_markdown(status)}** " if status else ""
-    yield f"{warning}**{escape_markdown(format_step_time(report))}** {escape_markdown(format_headline(report))}"
+    warnings = "".join(f"**{_claim(warning)}** " for warning in format_warnings(report))
+    yield f"{warnings}**{_claim(format_step_time(report))}** {_claim(format_headline(report))}"
     yield ""
     yield from _findings(report.findings, report)
     yield from _section(_cut(step_time_table(report)), note=INTERVAL_MEANING)
@@ -66,11 +65,15 @@ def _findings(findings: tuple[Finding, ...], report: Report) -> Iterator[str]:
     for finding, advice in with_advice_once(findings[:_MAX_FINDINGS]):
         cost = escape_markdown(format_cost(report, finding) or finding.severity.value)
         place = escape_markdown(f"({finding.slug}, {format_place(finding)})")
-        tried = f" *Try:* {escape_markdown(advice)}" if advice else ""
-        yield f"- **{cost}** {escape_markdown(finding.claim)}{tried} {place}"
+        tried = f" *Try:* {_claim(advice)}" if advice else ""
+        yield f"- **{cost}** {_claim(finding.claim)}{tried} {place}"
     if len(findings) > _MAX_FINDINGS:
         yield f"- {format_count(len(findings) - _MAX_FINDINGS, 'smaller finding')} in report.json"
     yield ""
+
+
+def _claim(sentence: str) -> str:
+    return escape_markdown(sentence, limit=MOST_OF_A_CLAIM)
 
 
 def _section(table: TextTable, *, note: str = "") -> Iterator[str]:

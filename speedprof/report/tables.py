@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from speedprof.analyses.analysis import RankAnalysis
-from speedprof.analyses.breakdown import Partition
+from speedprof.analyses.breakdown import Partition, Segment
 from speedprof.analyses.stages import StageTime
 from speedprof.report.answers import format_count
 from speedprof.report.document import Report, as_mapping, run_facts
@@ -59,12 +59,12 @@ def step_time_table(report: Report) -> TextTable:
             one.timeline.value,
             str(one.num_clean),
             format_ms(one.mean_ns),
-            format_ms(one.median_ns),
-            "\N{EN DASH}".join(map(format_ms, one.interval_ns)) if one.interval_ns else _ABSENT,
+            _ABSENT if one.levels_ns else format_ms(one.median_ns),
+            "-".join(map(format_ms, one.interval_ns)) if one.interval_ns else _ABSENT,
             format_ms(one.mad_ns),
             format_ms(one.slowest_ns),
             str(one.slowest_step),
-            _ABSENT if one.profiled_median_ns is None else format_ms(one.profiled_median_ns),
+            _ABSENT if one.profiled_ns is None else format_ms(one.profiled_ns),
             _ABSENT if one.profiler_overhead_ratio is None else f"{100 * one.profiler_overhead_ratio:+.1f}%",
         )
         for one in report.analysis.step_times
@@ -78,8 +78,23 @@ def step_time_table(report: Report) -> TextTable:
         columns=columns,
         rows=rows,
         num_labels=2,
-        remark="Median, interval, MAD (median absolute deviation) and slowest are of the clean steps, which ran "
-        "without the profiler; profiled is the median of the steps under it.",
+        remark="Mean, median with its interval, MAD (median absolute deviation) and slowest are of the clean steps, "
+        f"which ran without the profiler; profiled is the median of the steps under it.{_levels_remark(report)}",
+    )
+
+
+def _levels_remark(report: Report) -> str:
+    """What the columns mean for ranks whose steps alternate."""
+    levels = [
+        f"rank {one.rank} {' and '.join(map(format_ms, one.levels_ns))}"
+        for one in report.analysis.step_times
+        if one.levels_ns
+    ]
+    if not levels:
+        return ""
+    return (
+        f" Steps alternate: {', '.join(levels)} in turn (medians). There the means, the interval, profiled and "
+        "overhead are of pairs of steps, and the MAD is taken from each step's own level."
     )
 
 
@@ -99,7 +114,7 @@ def segment_table(rank: RankAnalysis) -> TextTable:
     """Every window of one rank in ms."""
     rows = tuple(
         (
-            "before the first" if segment.step is None else str(segment.step),
+            _segment_label(segment),
             format_ms(segment.partition.window_ns),
             *(format_ms(part(segment.partition)) for _, _, part in PARTS),
         )
@@ -107,6 +122,12 @@ def segment_table(rank: RankAnalysis) -> TextTable:
     )
     columns = ("step", "window", *(name for _, name, _ in PARTS))
     return TextTable(title=f"Traced windows of rank {rank.rank} in ms", columns=columns, rows=rows, num_labels=1)
+
+
+def _segment_label(segment: Segment) -> str:
+    if segment.step is None:
+        return "before the first"
+    return str(segment.step) if segment.kind in ("train", None) else f"{segment.step} {segment.kind}"
 
 
 def stage_rows(ranks: Sequence[RankAnalysis]) -> list[StageRow]:
@@ -133,9 +154,15 @@ def stage_table(rows: Iterable[StageRow], *, title: str, remark: str = "") -> Te
     return TextTable(title=title, columns=columns, rows=cells, num_labels=2, remark=remark)
 
 
+def whole_ranks(report: Report) -> tuple[RankAnalysis, ...]:
+    """The ranks whose traces are whole, over which means are taken; all where none is."""
+    whole = tuple(rank for rank in report.analysis.ranks if not rank.is_damaged)
+    return whole or report.analysis.ranks
+
+
 def costliest_stage_table(report: Report, *, limit: int) -> TextTable:
     """The stages that cost most, by exposed, then device, then host time; a remark says how many are left out."""
-    rows = stage_rows(report.analysis.ranks)
+    rows = stage_rows(whole_ranks(report))
     ordered = sorted(rows, key=lambda row: (-row.exposed_ns, -row.device_ns, -row.host_ns))
     num_left_out = max(0, len(rows) - limit)
     remark = f"{format_count(num_left_out, 'smaller row')} left out." if num_left_out else ""
@@ -167,7 +194,8 @@ def _partition_row(rank: RankAnalysis) -> tuple[str, ...]:
     overlap = breakdown.overlap_ratio
     return (
         str(rank.rank),
-        f"{num_steps} {timeline}" if num_steps else f"none: whole {timeline} capture",
+        (f"{num_steps} {timeline}" if num_steps else f"none: whole {timeline} capture")
+        + (", damaged" if rank.is_damaged else ""),
         format_ms(whole_ns / len(windows)),
         *(_part_cell(sum(part(window) for window in windows), whole_ns, len(windows)) for _, _, part in PARTS),
         _ABSENT if overlap is None else format_percent(overlap),

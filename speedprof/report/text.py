@@ -13,6 +13,11 @@ _MARKDOWN = re.compile(
     r"[\\`*\[\]<>#|~&$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//|[A-Za-z+-])|(?<=www)\.", re.IGNORECASE
 )
 
+_ASCII = {"\N{EN DASH}": "-", "\N{HORIZONTAL ELLIPSIS}": "...", "\N{MULTIPLICATION SIGN}": "x"}
+
+# A finding's claim: its sentences with their numbers, and a name of 80 characters that may be written as codes.
+MOST_OF_A_CLAIM = 900
+
 
 def make_plain(text: str, *, limit: int = 300) -> str:
     """`text` on one line, with every character that acts instead of showing written as its code: `\\u202e`.
@@ -21,6 +26,13 @@ def make_plain(text: str, *, limit: int = 300) -> str:
     """
     safe = "".join(_show(character) for character in _shorten(text, limit))
     return _shorten(safe, limit)
+
+
+def make_printable(text: str, encoding: str) -> str:
+    """Plain `text` in the characters that `encoding` has: dashes and ellipses as ASCII, others as their codes."""
+    for sign, plain in _ASCII.items():
+        text = text.replace(sign, plain)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def escape_markdown(text: str, *, limit: int = 300) -> str:

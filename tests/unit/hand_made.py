@@ -9,6 +9,7 @@ import polars as pl
 
 from speedprof.analyses.analysis import Analysis, RankAnalysis
 from speedprof.analyses.breakdown import Breakdown, Partition, Segment
+from speedprof.analyses.copies import CopyTime
 from speedprof.analyses.stages import StageTime
 from speedprof.analyses.step_time import measure_step_time
 from speedprof.findings import find_all
@@ -47,8 +48,9 @@ def breakdown(rank: int, steps: list[Partition], *, timeline: Timeline = Timelin
     start_ns = EPOCH_NS
     segments = []
     for position, one in enumerate([partition(0, 0, 0, 1_000), *steps]):
-        step = None if position == 0 else 59 + position
-        segments.append(Segment(step=step, start_ns=start_ns, end_ns=start_ns + one.window_ns, partition=one))
+        step, kind = (None, None) if position == 0 else (59 + position, "train")
+        end_ns = start_ns + one.window_ns
+        segments.append(Segment(step=step, kind=kind, start_ns=start_ns, end_ns=end_ns, partition=one))
         start_ns += one.window_ns
     parts = [segment.partition for segment in segments]
     whole = Partition(
@@ -90,12 +92,16 @@ def rank_analysis(
     *,
     timeline: Timeline = Timeline.DEVICE,
     error_budget: ErrorBudget | None = None,
+    is_damaged: bool = False,
+    copies: tuple[CopyTime, ...] = (),
 ) -> RankAnalysis:
     return RankAnalysis(
         rank=rank,
         breakdown=breakdown(rank, steps, timeline=timeline),
         stages=stages,
         error_budget=error_budget or budget(),
+        is_damaged=is_damaged,
+        copies=copies,
     )
 
 
@@ -215,6 +221,23 @@ def small_report() -> Report:
         step_log=log,
         sources=("20261121-221502_abc1234_tiny_2xh200",),
     )
+
+
+def damaged_report() -> Report:
+    """The small report with rank 1's trace damaged."""
+    report = small_report()
+    first, second = two_ranks()
+    measured = replace(report.analysis, ranks=(first, replace(second, is_damaged=True)))
+    return replace(report, analysis=measured, findings=find_all(measured))
+
+
+def alternating_log(num_ranks: int = 1) -> StepLog:
+    """Clean steps of 100 and 200 ms in turn, profiled ones of 150 and 290."""
+    rows = []
+    for rank in range(num_ranks):
+        rows += step_rows(rank, "clean", 10, [100 * MS, 200 * MS] * 10)
+        rows += step_rows(rank, "profiled", 30, [150 * MS, 290 * MS])
+    return step_log(rows)
 
 
 def empty_report() -> Report:

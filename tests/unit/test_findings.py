@@ -7,6 +7,7 @@ import pytest
 from hand_made import (
     EPOCH_NS,
     MS,
+    alternating_log,
     analysis,
     breakdown,
     budget,
@@ -19,7 +20,10 @@ from hand_made import (
     step_rows,
     two_ranks,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
+from speedprof.analyses.copies import CopyTime
 from speedprof.analyses.core_sharing import is_sharing_cores
 from speedprof.findings import Evidence, Finding, Severity, Slug, find_all, mean_step_ns
 from speedprof.trace.model import Timeline
@@ -64,6 +68,89 @@ def test_stages_exposed_at_the_same_time_share_what_is_exposed() -> None:
     found = find_all(analysis((rank_analysis(0, [partition(9_000, 1_000, 0, 0)] * 2, stages),)))
     # 1.5 and 0.5 ms of stages in 1 ms of exposed time.
     assert costs(found) == {Slug.EXPOSED_REDUCE_SCATTER: 750_000, Slug.EXPOSED_ALL_GATHER: 250_000}
+
+
+def test_the_claim_tells_what_was_measured_and_what_is_charged() -> None:
+    stages = (stage("reduce_scatter", "muon.a", 3_000), stage("all_gather", "muon.b", 1_000))
+    found = find_all(analysis((rank_analysis(0, [partition(9_000, 1_000, 0, 0)] * 2, stages),)))
+    assert found[0].claim == (
+        "Reduce-scatter of muon.a runs with no compute beside it for 1.50 ms per step (15.0% of it); "
+        "750 us of it is charged here, since others are exposed at the same time."
+    )
+
+
+def test_time_is_shared_out_on_each_rank_by_itself() -> None:
+    stages = (stage("reduce_scatter", "muon.a", 2_000), stage("all_gather", "muon.b", 2_000))
+    ranks = (
+        rank_analysis(0, [partition(9_000, 1_000, 0, 0)] * 2, stages),
+        rank_analysis(1, [partition(8_000, 2_000, 0, 0)] * 2, stages),
+    )
+    # Rank 0 has 2 ms of stages in 1 ms, rank 1 as much in 2 ms.
+    assert costs(find_all(analysis(ranks))) == {
+        Slug.EXPOSED_REDUCE_SCATTER: 750_000,
+        Slug.EXPOSED_ALL_GATHER: 750_000,
+    }
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9_000), st.lists(st.integers(0, 9_000), min_size=4, max_size=4)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_costs_of_communication_never_exceed_what_is_exposed(ranks: list[tuple[int, list[int]]]) -> None:
+    kinds = [(name, group) for name in ("reduce_scatter", "all_gather") for group in ("a", "b")]
+    measured = tuple(
+        rank_analysis(
+            rank,
+            [partition(10_000 - exposed, exposed, 0, 0)] * 3,
+            tuple(stage(*kind, each) for kind, each in zip(kinds, stages, strict=True)),
+        )
+        for rank, (exposed, stages) in enumerate(ranks)
+    )
+    together = sum(finding.cost_ns for finding in find_all(analysis(measured)))
+    assert together <= sum(exposed for exposed, _ in ranks) * 1_000 // len(ranks)
+
+
+@pytest.mark.parametrize(("least_us", "is_said"), [(1_000, True), (1_001, False), (0, True)])
+def test_a_rank_with_far_less_may_be_the_one_that_is_waited_for(least_us: int, is_said: bool) -> None:
+    ranks = tuple(
+        rank_analysis(rank, [partition(9_000, 1_000, 0, 0)] * 2, (stage("all_gather", "muon.a", exposed_us),))
+        for rank, exposed_us in enumerate((2_000, least_us))
+    )
+    found = next(one for one in find_all(analysis(ranks)) if one.slug == Slug.EXPOSED_ALL_GATHER)
+    has = "has only 500 us" if least_us else "has none"
+    assert found.claim.endswith(f"; it may be waiting for another rank (rank 1 {has}).") == is_said
+    assert found.try_next.startswith("Find out what rank 1 does just before") == is_said
+
+
+def test_a_damaged_trace_bears_no_cost() -> None:
+    first, second = two_ranks()
+    found = find_all(analysis((first, replace(second, is_damaged=True))))
+    assert costs(found)[Slug.IDLE_DEVICE] == 900_000
+    assert {evidence.rank for finding in found for evidence in finding.evidence} == {0}
+    both = tuple(replace(rank, is_damaged=True) for rank in (first, second))
+    assert find_all(analysis(both)) == ()
+    assert mean_step_ns(analysis(both)) is None
+
+
+@pytest.mark.parametrize(
+    ("direction", "claim_ends", "advice"),
+    [
+        ("DtoD", "; 75.0% of it from device to device.", "which operators make these copies"),
+        ("HtoD", "; 75.0% of it from host to device.", "pinned memory"),
+        ("DtoH", "; 75.0% of it from device to host.", "Read results back less often"),
+        ("PtoP", "100 us per step (1.0% of it).", "See in the timeline which copies these are"),
+        (None, "100 us per step (1.0% of it).", "See in the timeline which copies these are"),
+    ],
+)
+def test_advice_on_copies_follows_their_direction(direction: str | None, claim_ends: str, advice: str) -> None:
+    copies = (CopyTime(direction=direction, exposed_ns=300), CopyTime(direction="other", exposed_ns=100))
+    ranks = (rank_analysis(0, [partition(9_900, 0, 100, 0)], copies=copies if direction else ()),)
+    (found,) = find_all(analysis(ranks))
+    assert found.claim.endswith(claim_ends)
+    assert advice in found.try_next
 
 
 def test_small_groups_are_told_together() -> None:
@@ -155,3 +242,28 @@ def test_a_finding_without_evidence_cannot_be_built() -> None:
 def test_the_profiler_is_never_blamed_for_more_than_there_is() -> None:
     found = find_all(analysis((rank_analysis(0, [partition(9_600, 0, 0, 400)]),), run_log()))
     assert found[0].claim.endswith("400 us per step (4.0% of it); the profiler may cause all of it.")
+    assert (found[0].severity, found[0].cost_ns) == (Severity.INFO, 0)
+
+
+@pytest.mark.parametrize(
+    ("profiled_us", "remark"), [(10_099, ""), (10_100, "; the profiler may cause up to 100 us of it")]
+)
+def test_what_the_profiler_adds_is_held_against_the_cost(profiled_us: int, remark: str) -> None:
+    """1% of a step, but a tenth of what is idle."""
+    rows = step_rows(0, "clean", 0, [10 * MS] * 6) + step_rows(0, "profiled", 6, [profiled_us * 1_000] * 3)
+    (idle,) = find_all(analysis((rank_analysis(0, [partition(9_000, 0, 0, 1_000)]),), step_log(rows)))
+    assert idle.claim == f"The device has nothing to do for 1.00 ms per step (10.0% of it){remark}."
+
+
+def test_steps_that_alternate_are_steady() -> None:
+    log = alternating_log()
+    assert [finding.slug for finding in find_all(analysis((), log))] == [Slug.PROFILER_OVERHEAD]
+    (overhead,) = find_all(analysis((), log))
+    assert overhead.claim.startswith("Under the profiler a step of rank 0 takes 220 ms instead of 150 ms on average")
+
+
+def test_a_step_slow_for_its_turn_is_unsteady() -> None:
+    rows = step_rows(0, "clean", 0, [100 * MS, 200 * MS] * 10)
+    rows[7]["device_ns"] = 300 * MS
+    (unsteady,) = find_all(analysis((), step_log(rows)))
+    assert unsteady.claim.startswith("Step 7 of rank 0 took 300 ms, 1.50 times the 200 ms usual in its turn")

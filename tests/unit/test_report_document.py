@@ -5,10 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hand_made import EPOCH_NS, HOSTILE_NAMES, MS, empty_report, hostile_report, manifest, small_report
+from hand_made import (
+    EPOCH_NS,
+    HOSTILE_NAMES,
+    MS,
+    analysis,
+    damaged_report,
+    empty_report,
+    hostile_report,
+    manifest,
+    partition,
+    rank_analysis,
+    small_report,
+)
 
 from speedprof.report.document import as_document
 from speedprof.report.json_report import format_json, write_json
+from speedprof.report.tables import segment_table
 
 
 def test_a_rank_holds_the_keys_that_others_rely_on() -> None:
@@ -26,8 +39,8 @@ def test_a_rank_holds_the_keys_that_others_rely_on() -> None:
     }
     assert (first["communication_ns"], first["overlapped_communication_ns"]) == (3_600_000, 1_800_000)
     assert first["num_steps"] == 2
-    assert [step["step"] for step in first["steps"]] == [None, 60, 61]
-    assert first["steps"][1]["start_ns"] == EPOCH_NS + MS
+    assert [(step["step"], step["kind"]) for step in first["steps"]] == [(60, "train"), (61, "train")]
+    assert first["steps"][0]["start_ns"] == EPOCH_NS + MS
     assert first["stages"][0] == {
         "stage": "reduce_scatter",
         "group": "muon.attn",
@@ -39,7 +52,24 @@ def test_a_rank_holds_the_keys_that_others_rely_on() -> None:
     assert first["error_budget"] == {"device_events": 1_000, "unlinked": 0, "cut": 0, "crossing": 0, "zero_length": 2}
 
 
-def test_every_window_is_its_partition_and_the_windows_tile_the_capture() -> None:
+def test_validation_is_a_window_but_no_step() -> None:
+    ranks = (rank_analysis(0, [partition(9_000, 0, 0, 1_000)] * 3),)
+    segments = [replace(one, kind="validation" if one.step == 61 else one.kind) for one in ranks[0].breakdown.segments]
+    validating = replace(ranks[0], breakdown=replace(ranks[0].breakdown, segments=tuple(segments)))
+    (rank,) = as_document(replace(empty_report(), analysis=analysis((validating,))))["ranks"]
+    assert [step["step"] for step in rank["steps"]] == [60, 62]
+    assert rank["num_steps"] == 2
+    assert [row[0] for row in segment_table(validating).rows] == ["before the first", "60", "61 validation", "62"]
+
+
+def test_a_damaged_trace_is_marked() -> None:
+    assert as_document(small_report())["damaged_ranks"] == []
+    document = as_document(damaged_report())
+    assert document["damaged_ranks"] == [1]
+    assert [rank["is_damaged"] for rank in document["ranks"]] == [False, True]
+
+
+def test_every_window_is_its_partition_and_steps_follow_one_another() -> None:
     for rank in as_document(small_report())["ranks"]:
         assert sum(rank["partition"].values()) == rank["window_ns"]
         for step in rank["steps"]:
@@ -57,7 +87,9 @@ def test_findings_and_step_times() -> None:
     ]
     assert first["try_next"]
     assert document["traced_step_ns"] == 10 * MS
-    assert document["step_times"][0]["interval_ns"] == (9_170_000, 9_320_000)
+    step_time = document["step_times"][0]
+    assert step_time["interval_ns"] == (9_170_000, 9_320_000)
+    assert (step_time["interval_of"], step_time["typical_ns"], step_time["levels_ns"]) == ("median", 9_245_000, None)
     assert document["notes"] == ["2 files were skipped: they are not Kineto traces"]
 
 

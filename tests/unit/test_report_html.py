@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hand_made import (
     HOSTILE_NAMES,
+    alternating_log,
     analysis,
+    damaged_report,
     empty_report,
     hostile_report,
     manifest,
@@ -21,6 +23,7 @@ from hand_made import (
     stage,
     step_log,
     step_rows,
+    two_ranks,
 )
 
 from speedprof.findings import find_all
@@ -137,6 +140,26 @@ def test_the_answer_and_every_number_of_the_tables_are_on_the_page() -> None:
     for table in (step_time_table(small_report()), partition_table(small_report())):
         assert all(cell in text for row in table.rows for cell in row)
     assert all(finding.claim in text for finding in small_report().findings)
+
+
+def test_a_long_name_is_shortened_and_its_numbers_stay() -> None:
+    name = "a_kernel_of_many_templates<" * 80
+    measured = analysis(two_ranks(name))
+    text = Page(format_html(replace(empty_report(), analysis=measured, findings=find_all(measured)))).text
+    assert name[:200] not in text
+    assert "runs with no compute beside it for 375 us per step (3.8% of it), most on rank 1: 450 us" in text
+
+
+def test_steps_that_alternate_show_their_mean_and_both_levels() -> None:
+    log = alternating_log()
+    text = Page(format_html(replace(empty_report(), step_log=log, analysis=analysis((), log)))).text
+    assert "150 ms on average: 100 ms and 200 ms in turn mean of whole pairs of 20 clean steps on rank 0" in text
+    assert "mean 150.000 ms: 100.000 and 200.000 ms in turn" in text
+
+
+def test_a_damaged_trace_is_said_first() -> None:
+    text = Page(format_html(damaged_report())).text
+    assert text.index("The trace of rank 1 is damaged") < text.index("How long is a step")
 
 
 def test_missing_data_is_said(report: Report) -> None:

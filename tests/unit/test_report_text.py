@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from hand_made import (
     HOSTILE_NAMES,
+    alternating_log,
     analysis,
+    damaged_report,
     empty_report,
     hostile_report,
     manifest,
@@ -30,7 +32,8 @@ from speedprof.report.answers import split_findings
 from speedprof.report.console import print_report
 from speedprof.report.document import Report
 from speedprof.report.markdown import format_markdown, write_markdown
-from speedprof.report.text import escape_markdown, make_plain
+from speedprof.report.tables import costliest_stage_table, partition_table, step_time_table
+from speedprof.report.text import escape_markdown, make_plain, make_printable
 from speedprof.run_dir import RunStatus
 
 
@@ -69,7 +72,7 @@ def test_first_line_is_the_costliest_finding_or_that_there_is_none() -> None:
     assert printed(empty_report()).startswith("Where the time of a step goes is not known: there is no trace.\n")
     steady = analysis((rank_analysis(0, [partition(10_000, 0, 0, 0)]),))
     nothing = replace(empty_report(), analysis=steady)
-    assert printed(nothing).startswith("Nothing found costs 0.2% of a traced step (10.0 ms) or more.\n")
+    assert printed(nothing).startswith("Nothing is known to cost 0.2% of a traced step (10.0 ms) or more.\n")
     without_steps = replace(empty_report(), analysis=analysis((rank_analysis(0, []),)))
     assert printed(without_steps).startswith("Where the time of a step goes is not known: no traced step was found.\n")
 
@@ -88,6 +91,88 @@ def test_the_console_keeps_to_100_columns(report: Report) -> None:
 @pytest.mark.parametrize("report", [small_report(), failed_report(), large_report(), empty_report()])
 def test_markdown_has_under_60_lines(report: Report) -> None:
     assert len(format_markdown(report).splitlines()) < 60
+
+
+LONG_STEPS = analysis((rank_analysis(0, [partition(95_000_000, 2_000_000, 1_000_000, 2_000_000)]),), run_log())
+
+
+@pytest.mark.parametrize("report", [small_report(), large_report(), replace(empty_report(), analysis=LONG_STEPS)])
+def test_no_header_breaks_within_a_word(report: Report) -> None:
+    words = {word for line in printed(report).splitlines() for word in line.split()}
+    tables = (step_time_table(report), partition_table(report), costliest_stage_table(report, limit=5))
+    assert {word for table in tables if table.rows for name in table.columns for word in name.split()} <= words
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("name", ["Ünïcode 日本", "long " * 100])
+def test_the_console_keeps_to_the_characters_of_its_encoding(encoding: str, name: str) -> None:
+    out = io.BytesIO()
+    with io.TextIOWrapper(out, encoding=encoding, errors="strict") as file:
+        print_report(hostile_report(name), Console(file=file, width=100))
+        print_report(small_report(), Console(file=file, width=100))
+        file.flush()
+        text = out.getvalue().decode(encoding)
+    assert "9.170-9.320" in text
+    assert make_printable("Ünïcode … \N{EN DASH}", "ascii") == "\\xdcn\\xefcode ... -"
+
+
+def test_a_damaged_trace_is_said_first() -> None:
+    sentence = "The trace of rank 1 is damaged: part of what happened is lost"
+    assert printed(damaged_report()).startswith(sentence)
+    assert sentence in format_markdown(damaged_report()).splitlines()[2]
+    assert "2 device, damaged" in format_markdown(damaged_report())
+    # The stages are those of rank 0, whose 0.6 ms of all-gather in two steps were 0.375 ms a step over both ranks.
+    assert "| muon.attn | all_gather | 1 | 0.900 | 0.600 | 0.300 |" in format_markdown(damaged_report())
+
+
+def test_where_every_trace_is_damaged_nothing_is_known() -> None:
+    ranks = tuple(replace(rank, is_damaged=True) for rank in two_ranks())
+    report = replace(empty_report(), analysis=analysis(ranks), findings=find_all(analysis(ranks)))
+    first, second, third, *_ = printed(report).splitlines()
+    assert first.startswith("The traces of ranks 0, 1 are damaged")
+    assert "no trace that is whole holds a traced step" in f"{first} {second} {third}"
+
+
+def test_steps_that_alternate_lead_with_their_mean_and_both_levels() -> None:
+    report = replace(empty_report(), step_log=alternating_log(2), analysis=analysis((), alternating_log(2)))
+    sentence = (
+        "A step takes 150 ms on average: 100 ms and 200 ms in turn (mean of whole pairs of 20 clean steps on rank 0, "
+        "the slowest of 2; 95% interval of that mean 150.000 to 150.000 ms)."
+    )
+    text = " ".join(printed(report).split())
+    assert sentence in text
+    assert sentence in format_markdown(report)
+    assert "rank 0 100.000 and 200.000, rank 1 100.000 and 200.000 in turn" in text
+    (row, _) = step_time_table(report).rows
+    assert row == (
+        "0",
+        "device",
+        "20",
+        "150.000",
+        "-",
+        "150.000-150.000",
+        "0.000",
+        "200.000",
+        "11",
+        "220.000",
+        "+46.7%",
+    )
+
+
+def test_what_the_profiler_may_have_caused_never_leads() -> None:
+    measured = analysis((rank_analysis(0, [partition(9_500, 0, 50, 450)]),), run_log())
+    report = replace(empty_report(), analysis=measured, findings=find_all(measured))
+    assert printed(report).startswith("Copies run with neither")
+    alone = analysis((rank_analysis(0, [partition(9_550, 0, 0, 450)]),), run_log())
+    report = replace(empty_report(), analysis=alone, findings=find_all(alone))
+    assert printed(report).startswith("Nothing is known to cost 0.2% of a traced step (10.0 ms) or more.")
+
+
+def test_a_long_name_leaves_the_numbers_of_its_sentence() -> None:
+    report = hostile_report("a_kernel_of_many_templates<" * 80)
+    for text in (" ".join(printed(report).split()), format_markdown(report)):
+        assert "runs with no compute beside it for 375 us per step" in text
+        assert "most on rank 1: 450 us" in text
 
 
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

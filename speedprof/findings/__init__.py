@@ -1,0 +1,33 @@
+"""What the measurements mean: one sentence each, with its cost and its evidence.
+
+docs/findings.md has an entry for each slug. A claim names the worst rank, and the evidence is that rank's worst step.
+"""
+
+from __future__ import annotations
+
+from speedprof.analyses.analysis import Analysis
+from speedprof.findings.communication import find_exposed, find_what_cannot_be_told
+from speedprof.findings.costs import SMALLEST_COST_RATIO, has_host_timeline, mean_step_ns
+from speedprof.findings.finding import Evidence, Finding, Severity, Slug
+from speedprof.findings.gaps import find_exposed_copies, find_idle_time
+from speedprof.findings.trust import find_profiler_overhead, find_unlinked_work, find_unsteady_steps
+
+__all__ = ["SMALLEST_COST_RATIO", "Evidence", "Finding", "Severity", "Slug", "find_all", "mean_step_ns"]
+
+
+def find_all(analysis: Analysis, *, ranks_share_cores: bool | None = None) -> tuple[Finding, ...]:
+    """Every finding, costliest first.
+
+    `ranks_share_cores` says whether CPU ranks have fewer cores than threads, None where that is not known. Only where
+    it is False does a host timeline carry a claim about overlap. It does not matter to device timelines.
+    """
+    can_tell_overlap = ranks_share_cores is False or not has_host_timeline(analysis)
+    rules = (
+        find_exposed if can_tell_overlap else find_what_cannot_be_told,
+        find_idle_time,
+        find_exposed_copies,
+        find_profiler_overhead,
+        find_unsteady_steps,
+        find_unlinked_work,
+    )
+    return tuple(sorted((finding for rule in rules for finding in rule(analysis)), key=lambda found: -found.cost_ns))

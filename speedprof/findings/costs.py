@@ -1,0 +1,77 @@
+"""What time costs, by rank and by step, and how a claim says it. docs/findings.md says the cut-offs too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from speedprof.analyses.analysis import Analysis, RankAnalysis
+from speedprof.analyses.breakdown import Partition
+from speedprof.findings.finding import Evidence, Severity
+from speedprof.trace.model import Timeline
+from speedprof.units import format_ns, format_percent
+
+SMALLEST_COST_RATIO = 0.002  # of a traced step: what a comparison of two runs can just tell apart
+MEDIUM_COST_RATIO = 0.01
+HIGH_COST_RATIO = 0.05
+
+# Time per step in ns, by rank.
+ByRank = Mapping[int, int]
+
+
+def sound_ranks(analysis: Analysis) -> list[RankAnalysis]:
+    """The ranks whose traces have steps and are whole: in a damaged trace a gap may be what was lost."""
+    return [rank for rank in analysis.ranks if rank.breakdown.steps and not rank.is_damaged]
+
+
+def mean_step_ns(analysis: Analysis) -> int | None:
+    """How long a traced step is: the mean over steps and sound ranks; None where there is none."""
+    ranks = sound_ranks(analysis)
+    return mean(measure_by_rank(ranks, lambda step: step.window_ns)) if ranks else None
+
+
+def has_host_timeline(analysis: Analysis) -> bool:
+    return any(rank.breakdown.timeline is Timeline.HOST for rank in analysis.ranks)
+
+
+def measure_by_rank(ranks: Sequence[RankAnalysis], measure: Callable[[Partition], int]) -> ByRank:
+    """A share of the partition of each rank's mean traced step."""
+    return {
+        rank.rank: sum(measure(step.partition) for step in rank.breakdown.steps) // len(rank.breakdown.steps)
+        for rank in ranks
+    }
+
+
+def mean(times: ByRank) -> int:
+    return sum(times.values()) // len(times) if times else 0
+
+
+def worst_rank(times: ByRank) -> int:
+    return max(times, key=lambda rank: times[rank])
+
+
+def worst_step(ranks: Sequence[RankAnalysis], times: ByRank, measure: Callable[[Partition], int]) -> Evidence:
+    """The step with most of `measure`, of the rank with the longest time."""
+    worst = worst_rank(times)
+    steps = next(rank.breakdown.steps for rank in ranks if rank.rank == worst)
+    step = max(steps, key=lambda one: measure(one.partition))
+    return Evidence(rank=worst, step=step.step, start_ns=step.start_ns, end_ns=step.end_ns)
+
+
+def is_worth_telling(analysis: Analysis, cost_ns: int) -> bool:
+    return cost_ns > 0 and cost_ns >= SMALLEST_COST_RATIO * (mean_step_ns(analysis) or 0)
+
+
+def rate(analysis: Analysis, cost_ns: int) -> Severity:
+    """How severe a cost is."""
+    ratio = cost_ns / (mean_step_ns(analysis) or cost_ns)
+    if ratio >= HIGH_COST_RATIO:
+        return Severity.HIGH
+    return Severity.MEDIUM if ratio >= MEDIUM_COST_RATIO else Severity.LOW
+
+
+def format_times(analysis: Analysis, times: ByRank) -> str:
+    """`21.5 ms per step (6.1% of it), most on rank 1: 37.0 ms`."""
+    time_ns, worst = mean(times), worst_rank(times)
+    most = f", most on rank {worst}: {format_ns(times[worst])}" if len(times) > 1 else ""
+    share = format_percent(time_ns / (mean_step_ns(analysis) or time_ns or 1))
+    return f"{format_ns(time_ns)} per step ({share} of it){most}"
