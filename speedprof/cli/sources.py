@@ -9,6 +9,7 @@ import polars as pl
 
 from speedprof.analyses.analysis import Analysis, RankAnalysis
 from speedprof.analyses.breakdown import measure_breakdown
+from speedprof.analyses.copies import measure_copies
 from speedprof.analyses.core_sharing import is_sharing_cores
 from speedprof.analyses.stages import measure_stages
 from speedprof.analyses.step_time import measure_step_time
@@ -86,11 +87,14 @@ def _report(
 
 
 def _measure(trace: Trace) -> RankAnalysis:
+    breakdown = measure_breakdown(trace)
     return RankAnalysis(
         rank=trace.rank,
-        breakdown=measure_breakdown(trace),
+        breakdown=breakdown,
         stages=measure_stages(trace),
+        copies=measure_copies(trace, breakdown),
         error_budget=trace.error_budget,
+        is_damaged=trace.is_damaged,
     )
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.breakdown import Partition, Segment
+from speedprof.analyses.core_sharing import is_sharing_cores
 from speedprof.analyses.stages import StageTime
 from speedprof.report.answers import format_count
 from speedprof.report.document import Report, as_mapping, run_facts
+from speedprof.trace.model import Timeline
 from speedprof.units import format_bytes, format_ms, format_percent
 from speedprof.vocabulary import Stage
 
@@ -100,14 +102,23 @@ def _levels_remark(report: Report) -> str:
 
 def partition_table(report: Report) -> TextTable:
     """Where the time of each rank goes: the mean of its traced steps, or its whole capture where it has none."""
+    ranks = report.analysis.ranks
     return TextTable(
         title="Where a traced step goes, ms per step",
         columns=("rank", "steps", "window", *(name for _, name, _ in PARTS), "overlapped"),
-        rows=tuple(_partition_row(rank) for rank in report.analysis.ranks),
+        rows=tuple(_partition_row(rank, can_tell_overlap=_can_tell_overlap(report, rank)) for rank in ranks),
         num_labels=2,
         remark="Window: the mean of the traced steps by the clock of the device or, on CPU ranks, of the host. "
-        "Overlapped: the share of all communication in the capture that has compute beside it.",
+        "Overlapped: the share of all communication in the capture that has compute beside it"
+        + ("." if all(_can_tell_overlap(report, rank) for rank in ranks) else "; not told of ranks that share cores."),
     )
+
+
+def _can_tell_overlap(report: Report, rank: RankAnalysis) -> bool:
+    """On CPU ranks without a core for each thread, what runs beside what is the scheduler's doing."""
+    if rank.breakdown.timeline is Timeline.DEVICE:
+        return True
+    return report.manifest is not None and is_sharing_cores(report.manifest) is False
 
 
 def segment_table(rank: RankAnalysis) -> TextTable:
@@ -185,7 +196,7 @@ def environment_table(report: Report) -> TextTable:
     return TextTable(title="Environment", columns=("what", "value"), rows=tuple(rows), num_labels=2)
 
 
-def _partition_row(rank: RankAnalysis) -> tuple[str, ...]:
+def _partition_row(rank: RankAnalysis, *, can_tell_overlap: bool) -> tuple[str, ...]:
     breakdown = rank.breakdown
     num_steps = len(breakdown.steps)
     windows = [step.partition for step in breakdown.steps] or [breakdown.partition]
@@ -198,7 +209,7 @@ def _partition_row(rank: RankAnalysis) -> tuple[str, ...]:
         + (", damaged" if rank.is_damaged else ""),
         format_ms(whole_ns / len(windows)),
         *(_part_cell(sum(part(window) for window in windows), whole_ns, len(windows)) for _, _, part in PARTS),
-        _ABSENT if overlap is None else format_percent(overlap),
+        format_percent(overlap) if overlap is not None and can_tell_overlap else _ABSENT,
     )
 
 

@@ -13,6 +13,7 @@ from hand_made import (
     HOSTILE_NAMES,
     alternating_log,
     analysis,
+    breakdown,
     damaged_report,
     empty_report,
     hostile_report,
@@ -35,6 +36,7 @@ from speedprof.report.markdown import format_markdown, write_markdown
 from speedprof.report.tables import costliest_stage_table, partition_table, step_time_table
 from speedprof.report.text import escape_markdown, make_plain, make_printable
 from speedprof.run_dir import RunStatus
+from speedprof.trace.model import Timeline
 
 
 def printed(report: Report, *, terminal: bool = False) -> str:
@@ -241,3 +243,15 @@ def test_many_small_findings_are_told_as_one_line() -> None:
     assert shown == (large, small, small, small)
     assert smaller == (small,) * 6
     assert "6 smaller findings, 0.060 ms together" in printed(report)
+
+
+@pytest.mark.parametrize(("num_cores", "is_told"), [(16, True), (15, False)])
+def test_overlap_is_told_only_where_ranks_have_cores_of_their_own(num_cores: int, is_told: bool) -> None:
+    steps = [partition(8_000, 1_000, 0, 1_000)]
+    ranks = (replace(rank_analysis(0, steps), breakdown=breakdown(0, steps, timeline=Timeline.HOST)),)
+    of_run = manifest()  # two ranks of 8 threads
+    on_machine = replace(of_run, environment={**of_run.environment, "num_cores": num_cores})
+    report = replace(small_report(), analysis=analysis(ranks), manifest=on_machine)
+    table = partition_table(report)
+    assert (table.rows[0][-1] != "-") is is_told
+    assert ("not told of ranks that share cores" in table.remark) is not is_told
