@@ -4,6 +4,8 @@ Every step, stage and range is an NVTX range and a torch.profiler range at once,
 
     speedprof.step/<n>      speedprof.stage/<stage>/<optimizer>.<group>      speedprof.range/<name>
 
+A validation pass is a step whose name ends in /validation, so that a trace can tell it from training.
+
 A capture hears the same calls through a `Listener`. Where nothing listens, a range costs a few hundred
 nanoseconds (benchmarks/annotation_cost.py), so a program can leave its annotations in place.
 
@@ -19,16 +21,16 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from speedprof.vocabulary import RANGE_PREFIX as RANGE_PREFIX
 from speedprof.vocabulary import STAGE_PREFIX as STAGE_PREFIX
 from speedprof.vocabulary import STEP_PREFIX as STEP_PREFIX
+from speedprof.vocabulary import VALIDATION_SUFFIX
 from speedprof.vocabulary import Stage as Stage
-
-StepKind = Literal["train", "validation"]
+from speedprof.vocabulary import StepKind as StepKind
 
 
 class Listener(Protocol):
@@ -148,7 +150,7 @@ def step(n: int, *, kind: StepKind = "train") -> AbstractContextManager[None]:
     """
     if torch.compiler.is_compiling():
         return nullcontext()
-    name = f"{STEP_PREFIX}{n}"
+    name = f"{STEP_PREFIX}{n}{VALIDATION_SUFFIX if kind == 'validation' else ''}"
     return Range(name) if _listener is None else _StepRange(name, _listener, n, kind)
 
 

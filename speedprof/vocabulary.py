@@ -1,13 +1,20 @@
 """The names of annotations, for those that make them and those that find them in a trace. Imports no torch.
 
 speedprof.step/<n>      speedprof.stage/<stage>/<optimizer>.<group>      speedprof.range/<name>
+
+A step that is a validation pass is named speedprof.step/<n>/validation.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
+
+# One optimizer update, or one pass over validation data.
+StepKind = Literal["train", "validation"]
 
 STEP_PREFIX = "speedprof.step/"
+VALIDATION_SUFFIX = "/validation"
 STAGE_PREFIX = "speedprof.stage/"
 RANGE_PREFIX = "speedprof.range/"
 
