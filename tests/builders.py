@@ -8,8 +8,8 @@
     0    | stream 7  | Memset (Device)                        | 40    | 41  |
 
 Times are ns. Tracks named `stream …` are the device's: a row becomes a kernel, or by its name a copy or a set; where it
-says `launched at`, a launch of 1 ns is made at that time on that thread. All other tracks are host threads. A row whose
-track is `span` is the profiler's own span.
+says `launched at`, a launch of 1 ns is made at that time on that thread. A stream is on device 0, or as it says:
+`stream 7 of 1`. All other tracks are host threads. A row whose track is `span` is the profiler's own span.
 """
 
 from __future__ import annotations
@@ -84,9 +84,17 @@ def _events_of(number: int, track: str, name: str, start: int, end: int, launche
         return [{"ph": "X", "cat": "Trace", "name": name, "pid": "Spans", "tid": "PyTorch Profiler", **times}]
     if not track.startswith("stream"):
         return [{"ph": "X", "cat": _host_category(name), "name": name, "pid": 1, "tid": THREADS[track], **times}]
-    stream = int(track.removeprefix("stream"))
-    args = {"device": 0, "stream": stream, "correlation": number}
-    work = {"ph": "X", "cat": _device_category(name), "name": name, "pid": 0, "tid": stream, **times, "args": args}
+    stream, _, device = track.removeprefix("stream").partition(" of ")
+    args = {"device": int(device or 0), "stream": int(stream), "correlation": number}
+    work = {
+        "ph": "X",
+        "cat": _device_category(name),
+        "name": name,
+        "pid": int(device or 0),
+        "tid": int(stream),
+        **times,
+        "args": args,
+    }
     if not launched:
         return [work]
     thread, _, at = launched.rpartition(" ")

@@ -11,6 +11,7 @@ import polars as pl
 from speedprof.trace.intervals import Int64s, Intervals, clip, covered_before, join, overlap, union
 from speedprof.trace.model import Timeline, Trace
 from speedprof.trace.occupied import Occupied, find_occupied
+from speedprof.vocabulary import StepKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +31,13 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One step's window on its timeline, or with `step` None what precedes the first. Segments tile the capture."""
+    """One step's window on its timeline, or with `step` None what precedes the first. Segments tile the capture.
+
+    `kind` is None before the first step, and for every step of a trace so damaged that none is known to be whole.
+    """
 
     step: int | None
+    kind: StepKind | None
     start_ns: int
     end_ns: int
     partition: Partition
@@ -58,7 +63,8 @@ class Breakdown:
 
     @property
     def steps(self) -> tuple[Segment, ...]:
-        return tuple(segment for segment in self.segments if segment.step is not None)
+        """The whole training steps, of which means are taken."""
+        return tuple(segment for segment in self.segments if segment.kind == "train")
 
     @property
     def overlap_ratio(self) -> float | None:
@@ -80,11 +86,11 @@ def measure_breakdown(trace: Trace) -> Breakdown:
     """
     occupied = find_occupied(trace)
     start, end = find_window(trace)
-    borders = _find_segments(trace, start, end)
-    times = np.array([start, *(segment_start for _, segment_start in borders[1:]), end], dtype=np.int64)
+    borders = _find_segments(trace, start)
+    times = np.array([start, *(segment_start for _, _, segment_start in borders[1:]), end], dtype=np.int64)
     segments = tuple(
-        Segment(step=step, start_ns=int(times[at]), end_ns=int(times[at + 1]), partition=partition)
-        for at, ((step, _), partition) in enumerate(zip(borders, _partition(occupied, times), strict=True))
+        Segment(step=step, kind=kind, start_ns=int(times[at]), end_ns=int(times[at + 1]), partition=partition)
+        for at, ((step, kind, _), partition) in enumerate(zip(borders, _partition(occupied, times), strict=True))
     )
     communication = clip(occupied.communication, start, end)
     return Breakdown(
@@ -111,11 +117,12 @@ def find_window(trace: Trace) -> tuple[int, int]:
     return int(start), int(end)
 
 
-def _find_segments(trace: Trace, start: int, end: int) -> list[tuple[int | None, int]]:
-    """Step and start of each segment, in order; a capture that begins before its first window begins with None."""
+def _find_segments(trace: Trace, start: int) -> list[tuple[int | None, StepKind | None, int]]:
+    """Step, kind and start of each segment; a capture that begins before its first window begins with None."""
     windows = trace.steps.filter(pl.col("start_ns").is_not_null())
-    segments: list[tuple[int | None, int]] = [(step, at) for step, at in windows.select("step", "start_ns").iter_rows()]
-    return segments if segments and segments[0][1] == start else [(None, start), *segments]
+    rows = windows.select("step", pl.col("kind").cast(pl.String), "start_ns").iter_rows()
+    segments: list[tuple[int | None, StepKind | None, int]] = [(step, kind, at) for step, kind, at in rows]
+    return segments if segments and segments[0][2] == start else [(None, None, start), *segments]
 
 
 def _partition(occupied: Occupied, times: Int64s) -> list[Partition]:

@@ -20,7 +20,7 @@ from speedprof.vocabulary import Stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
-    """One stage of one group on one rank, summed over the traced steps.
+    """One stage of one group on one rank, summed over the traced training steps.
 
     `device_ns` is the union of the device work that the stage launched, wherever it ran; `exposed_ns` the part of
     its collectives with no compute beside it on that device. On CPU ranks both come from the host timeline: the work
@@ -45,8 +45,9 @@ def measure_stages(trace: Trace) -> tuple[StageTime, ...]:
 
     A collective counts for the stage that launched it, also where its wait is a stage of its own: on a device that
     stage launches nothing, and on the host its `host_ns` is the waiting. Only stages that begin within a host step
-    count, or all where there are no steps. On CPU ranks, collectives that could not be linked to the operator that
-    began them count for no stage; the trace's notes say how many.
+    of training count, and only of steps that have a window, as in `Breakdown.steps`; or all where there are no steps.
+    On CPU ranks, collectives that could not be linked to the operator that began them count for no stage; the trace's
+    notes say how many.
     """
     ranges, calls = trace.ranges, _traced_calls(trace)
     if not len(calls):
@@ -94,12 +95,15 @@ class _StageWork:
 
 
 def _traced_calls(trace: Trace) -> Int64s:
-    """Rows in ranges of the stages' calls that begin within the host steps."""
+    """Rows in ranges of the stages' calls that begin within host steps that count."""
     is_stage = (trace.ranges["kind"] == RangeKind.STAGE.value).to_numpy()
     if len(trace.steps):
         start = to_numpy(trace.ranges["start_ns"])
-        first, last = trace.steps.select(pl.col("host_start_ns").min(), pl.col("host_end_ns").max()).row(0)
-        is_stage = is_stage & (start >= first) & (start < last)
+        counts = trace.steps.filter((pl.col("kind") == "train") & pl.col("start_ns").is_not_null())
+        at = np.searchsorted(to_numpy(counts["host_start_ns"]), start, side="right") - 1
+        # Before the first step `at` is -1, the appended end before all times.
+        ends = np.append(to_numpy(counts["host_end_ns"]), np.iinfo(np.int64).min)
+        is_stage = is_stage & (start < ends[at])
     return np.flatnonzero(is_stage)
 
 

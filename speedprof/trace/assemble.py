@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ from speedprof.trace.collectives import (
     link_gloo,
     make_collectives,
 )
+from speedprof.trace.devices import find_main_device, note_missing_work, note_other_devices
 from speedprof.trace.events import ABSENT
 from speedprof.trace.intervals import Bools, Int64s
 from speedprof.trace.kernels import CollectivePattern, KernelKind, classify_kernel, name_collective
@@ -29,10 +30,16 @@ from speedprof.trace.steps import HostSteps, device_windows, find_host_steps, fi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawTrace:
-    """A file's events by what they are, each sorted by start; `name` and `category` number into the lists of text."""
+    """A file's events by what they are, each sorted by start; `name` and `category` number into the lists of text.
+
+    `is_whole`: but for a negligible part all events were read. `names_device`: the file lists a device of the machine.
+    """
 
     rank: int
     notes: tuple[str, ...]
+    is_damaged: bool
+    is_whole: bool
+    names_device: bool
     texts: list[str]
     categories: list[str]
     ops: RawEvents
@@ -44,12 +51,14 @@ class RawTrace:
 
 
 def assemble(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> Trace:
-    """The trace; on the device's timeline if there is any device work, else on the host's."""
+    """The trace; on the device's timeline if there is any device work or should be, else on the host's."""
+    raw = _of_one_device(raw, patterns)
+    missing = () if len(raw.device) else _note_missing_work(raw)
+    on_device = len(raw.device) > 0 or len(missing) > 0
     ranges = make_ranges(raw.ranges, raw.texts)
     steps = find_host_steps(ranges)
     links = link_kernels(raw.device, raw.launches, ranges, steps)
     work = _Work.of(raw, links, patterns)
-    on_device = len(raw.device) > 0
     collectives, notes = (
         _device_side(raw, work, ranges, steps) if on_device else _host_side(raw, ranges, steps, patterns)
     )
@@ -61,10 +70,33 @@ def assemble(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> Trace:
         ops=_make_ops(raw),
         ranges=ranges,
         collectives=collectives,
-        steps=_device_steps(raw, work, steps) if on_device else host_windows(steps),
+        steps=_device_steps(raw, work, steps) if on_device else host_windows(steps, is_whole=raw.is_whole),
         error_budget=work.error_budget(),
-        notes=(*raw.notes, *notes),
+        is_damaged=raw.is_damaged,
+        notes=(*raw.notes, *missing, *notes, *_note_uncounted(raw, steps)),
     )
+
+
+def _of_one_device(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> RawTrace:
+    """Only the work of the device that computes most; work that does not name its device is taken as that one's."""
+    device = raw.device
+    if not len(device):
+        return raw
+    is_compute = np.equal(_kinds(raw, _collectives_by_name(raw, patterns)), list(KernelKind).index(KernelKind.COMPUTE))
+    main = find_main_device(device, is_compute)
+    kept = (device.device == main) | (device.device == ABSENT)
+    notes = note_other_devices(device, main, kept)
+    return replace(raw, device=device.take(kept), notes=(*raw.notes, *notes)) if notes else raw
+
+
+def _note_missing_work(raw: RawTrace) -> tuple[str, ...]:
+    return note_missing_work(raw.launches, raw.texts, might_be_lost=raw.names_device and not raw.is_whole)
+
+
+def _note_uncounted(raw: RawTrace, steps: HostSteps) -> tuple[str, ...]:
+    if raw.is_whole or not len(steps):
+        return ()
+    return ("none of its steps is known to be whole, so none counts in a mean",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,21 +113,12 @@ class _Work:
     @staticmethod
     def of(raw: RawTrace, links: Links, patterns: Sequence[CollectivePattern]) -> _Work:
         device = raw.device
-        used = set(device.name.tolist())
-        collective_of = [
-            name_collective(text, patterns) if name in used else None for name, text in enumerate(raw.texts)
-        ]
-        # Decided once for every pair of category and name, not for every event.
-        pairs, place = np.unique(device.category * len(raw.texts) + device.name, return_inverse=True)
-        kinds = [
-            list(KernelKind).index(classify_kernel(raw.categories[category], collective_of[name]))
-            for category, name in (divmod(pair, len(raw.texts)) for pair in pairs.tolist())
-        ]
+        collective_of = _collectives_by_name(raw, patterns)
         return _Work(
             device=device,
             links=links,
             collective_of=collective_of,
-            kind=np.array(kinds, dtype=np.int64)[place],
+            kind=_kinds(raw, collective_of),
             cut=find_cut(device, links, raw.span),
             crossing=find_crossing(device),
         )
@@ -111,6 +134,24 @@ class _Work:
             crossing=int(self.crossing.sum()),
             zero_length=int((self.device.start == self.device.end).sum()),
         )
+
+
+def _collectives_by_name(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> list[str | None]:
+    """By name number the collective that a device event of that name is, None where it is none."""
+    used = set(raw.device.name.tolist())
+    return [name_collective(text, patterns) if name in used else None for name, text in enumerate(raw.texts)]
+
+
+def _kinds(raw: RawTrace, collective_of: Sequence[str | None]) -> Int64s:
+    """The kind of each device event, as an index into KernelKind."""
+    # Decided once for every pair of category and name, not for every event.
+    device = raw.device
+    pairs, place = np.unique(device.category * len(raw.texts) + device.name, return_inverse=True)
+    kinds = [
+        list(KernelKind).index(classify_kernel(raw.categories[category], collective_of[name]))
+        for category, name in (divmod(pair, len(raw.texts)) for pair in pairs.tolist())
+    ]
+    return np.array(kinds, dtype=np.int64)[place]
 
 
 def _device_side(
@@ -202,7 +243,8 @@ def _device_steps(raw: RawTrace, work: _Work, steps: HostSteps) -> pl.DataFrame:
     launched_in = np.where(work.links.linked, work.links.step_index, -1)
     # Where nothing computes, any stream may open a window.
     on_main = np.ones(len(device), dtype=np.bool_) if main is None else device.track == main
-    return device_windows(steps, launched_in, device.start, on_main, int(device.end.max()))
+    last_end = int(device.end.max()) if len(device) else 0
+    return device_windows(steps, launched_in, device.start, on_main, last_end, is_whole=raw.is_whole)
 
 
 def _step_numbers(steps: HostSteps, index: Int64s) -> pl.Series:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 
 from speedprof.errors import UnreadableError
 from speedprof.trace.events import Event, Salvage, decode_events, salvage_events
+from speedprof.trace.read_log import ReadLog
+from speedprof.units import format_bytes
 
 # `"traceEvents": [` that is a key, not the inside of a string with escaped quotes.
 _ARRAY_KEY = re.compile(rb'(?<!\\)"traceEvents"\s*:\s*\[')
@@ -26,14 +28,13 @@ _NOT_KINETO = "name a file that torch.profiler exported"
 class EventStream:
     """Iterate it once for the lists of events; then `metadata` holds the file's other keys.
 
-    Damage costs the events that it touches: `num_broken` counts them, `note` hears of a file that ends early.
+    Damage costs the events that it touches; `log` counts them, and hears of a file that ends early.
     """
 
     path: Path
     blocks: Iterator[bytes]
-    note: Callable[[str], None]
+    log: ReadLog
     metadata: dict[str, Any] = field(default_factory=dict)
-    num_broken: int = 0
     _is_closed: bool = False
 
     def __iter__(self) -> Iterator[list[Event]]:
@@ -45,7 +46,8 @@ class EventStream:
                 salvage = self._salvage(text, is_last=False)
                 events, carry = salvage.events, salvage.rest
                 if len(carry) > _MAX_CARRY_BYTES:
-                    self.num_broken += 1
+                    self.log.num_broken_events += 1
+                    self.log.num_skipped_bytes += len(carry)
                     carry = b""
             else:
                 carry = text[border:]
@@ -70,7 +72,8 @@ class EventStream:
                 break
             match = _ARRAY_KEY.search(head)
             if match:
-                self._take_metadata(head[len(head) - len(text) : match.end()] + b"]}")
+                if not self._take_metadata(head[len(head) - len(text) : match.end()] + b"]}"):
+                    self.log.note("the keys before the events are damaged and were not read")
                 return head[match.end() :]
             if len(head) > _MAX_HEADER_BYTES:
                 break
@@ -78,8 +81,10 @@ class EventStream:
 
     def _not_a_trace(self, head: bytes) -> UnreadableError:
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not text and self.log.lost:
+            return UnreadableError(f"{self.path} gave no text: {self.log.lost}", next_step="capture again")
         if not text:
-            return UnreadableError(f"{self.path} is empty", next_step="capture again")
+            return UnreadableError(f"{self.path} is {'blank' if head else 'empty'}", next_step="capture again")
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
             return UnreadableError(f"{self.path} is UTF-16 text", next_step="convert it to UTF-8")
         if text[:1] != b"{":
@@ -88,7 +93,7 @@ class EventStream:
             json.loads(text)
         except (ValueError, RecursionError):
             return UnreadableError(
-                f"{self.path} is not sound JSON and ends before any event", next_step="capture again, or " + _NOT_KINETO
+                f"{self.path} ends before any event, or is not sound JSON", next_step="capture again, or " + _NOT_KINETO
             )
         return UnreadableError(f"{self.path} is JSON but holds no traceEvents", next_step=_NOT_KINETO)
 
@@ -106,7 +111,8 @@ class EventStream:
 
     def _salvage(self, text: bytes, *, is_last: bool) -> Salvage:
         salvage = salvage_events(text, is_last=is_last)
-        self.num_broken += salvage.num_broken
+        self.log.num_broken_events += salvage.num_broken
+        self.log.num_skipped_bytes += salvage.num_skipped
         self._is_closed = salvage.closed
         return salvage
 
@@ -126,7 +132,7 @@ class EventStream:
         if salvage.closed:
             self._close(salvage.rest)
         else:
-            self.note("the file ends in the midst of its events: what follows the break is missing")
+            self.log.lose("the file ends in the midst of its events: what follows the break is missing")
         return salvage.events
 
     def _close(self, text: bytes) -> None:
@@ -134,20 +140,26 @@ class EventStream:
         for block in self.blocks:
             text += block
             if len(text) > _MAX_TRAILER_BYTES:
-                self.note("more than 64 MB follow the events and were not read")
+                self.log.lose("more than 64 MB follow the events and were not read")
                 return
         tail = text.strip().removeprefix(b",")
-        if tail not in (b"", b"}"):
-            self._take_metadata(b"{" + tail)
+        if tail in (b"", b"}") or self._take_metadata(b"{" + tail):
+            return
+        if self.log.num_skipped_bytes:
+            # Garbage may hold a bracket that seems to close the array.
+            self.log.lose(f"{format_bytes(len(tail))} that follow a damaged event are damaged too and were not read")
+        else:
+            self.log.note("the keys beside the events are damaged and were not read")
 
-    def _take_metadata(self, text: bytes) -> None:
+    def _take_metadata(self, text: bytes) -> bool:
+        """Keep the keys of this text; whether it is sound."""
         try:
             found = json.loads(text.decode("utf-8", errors="replace"), strict=False)
         except (ValueError, RecursionError):
-            self.note("the keys beside the events are damaged and were not read")
-            return
+            return False
         if isinstance(found, dict):
             self.metadata |= {key: value for key, value in found.items() if key != "traceEvents"}
+        return True
 
 
 def _borders(text: bytes, start: int) -> Iterator[int]:

@@ -57,10 +57,12 @@ class Salvage:
     """What a forgiving pass got out of a piece of an event array.
 
     `rest` is the text from which on nothing could be told yet; `closed` says that the array ended before it.
+    `num_skipped` characters could not be read as JSON.
     """
 
     events: list[Event]
     num_broken: int
+    num_skipped: int
     rest: bytes
     closed: bool
 
@@ -77,19 +79,23 @@ def decode_events(piece: bytes) -> list[Event] | None:
     return None if _loses_digits(events) else events
 
 
-# Below this many µs a float64 tells any two ns apart: its spacing is at most 2**-10 µs, so that
-# rounding a thousand times the float gives the written ns back. Kineto's base time keeps ts below it.
+# Up to this many µs the spacing of float64 is at most 2**-10 µs: a float is within 0.49 ns of the three decimals that
+# were written. Kineto's base time keeps ts below it.
 _EXACT_FLOAT_US = 2.0**43
 
 
 def _loses_digits(events: list[Event]) -> bool:
-    return any(type(event.ts) is float and event.ts > _EXACT_FLOAT_US for event in events)
+    limit = _EXACT_FLOAT_US
+    return any(
+        (type(event.ts) is float and event.ts > limit) or (type(event.dur) is float and event.dur > limit)
+        for event in events
+    )
 
 
 def to_ns(values: Sequence[int | float | str | None]) -> tuple[Int64s, np.ndarray[Any, np.dtype[np.bool_]]]:
     """Times in µs as whole ns, and which of them are sound: neither absent, negative, infinite nor NaN nor absurd.
 
-    Exact to the ns: decimals of the text are never lost. What is not sound is 0.
+    Exact where the text has three decimals, as Kineto writes them. What is not sound is 0.
     """
     try:
         us = np.array(values, dtype=np.float64)
@@ -103,10 +109,13 @@ def to_ns(values: Sequence[int | float | str | None]) -> tuple[Int64s, np.ndarra
         sound = np.array([ns is not None for ns in exact], dtype=np.bool_)
         return np.array([0 if ns is None else ns for ns in exact], dtype=np.int64), sound
     sound = us >= 0
-    return np.where(sound, np.rint(us * NS_PER_US), 0).astype(np.int64), sound
+    us = np.where(sound, us, 0)
+    # A thousand times the whole would round away the last ns; the fraction is exact and small, and so rounds right.
+    whole = np.floor(us)
+    return whole.astype(np.int64) * NS_PER_US + np.rint((us - whole) * NS_PER_US).astype(np.int64), sound
 
 
-# The year 2096 in µs since 1970: beyond it a time is an error, and within it sums stay far from overflow.
+# The year 2096 in µs since 1970: a time beyond it is an error, and a base time and a time below it add up in int64.
 MAX_US = 4_000_000_000_000_000
 
 
@@ -143,7 +152,7 @@ def salvage_events(piece: bytes, *, is_last: bool) -> Salvage:
     """
     text = piece.decode("utf-8", errors="replace")
     events: list[Event] = []
-    num_broken = 0
+    num_broken = num_skipped = 0
     at = _skip_gap(text, 0)
     while at < len(text) and text[at] != "]":
         try:
@@ -153,6 +162,7 @@ def salvage_events(piece: bytes, *, is_last: bool) -> Salvage:
             if border is None or (not is_last and len(text) - at < _LARGE_EVENT_CHARS):
                 break
             num_broken += 1
+            num_skipped += border.end() - at
             at = border.end()
             continue
         event = _to_event(value)
@@ -162,7 +172,8 @@ def salvage_events(piece: bytes, *, is_last: bool) -> Salvage:
             events.append(event)
         at = _skip_gap(text, end)
     closed = at < len(text) and text[at] == "]"
-    return Salvage(events=events, num_broken=num_broken, rest=text[at + closed :].encode(), closed=closed)
+    rest = text[at + closed :].encode()
+    return Salvage(events=events, num_broken=num_broken, num_skipped=num_skipped, rest=rest, closed=closed)
 
 
 def _skip_gap(text: str, at: int) -> int:

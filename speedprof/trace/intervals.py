@@ -99,6 +99,16 @@ def innermost(start: Int64s, end: Int64s, times: Int64s) -> Int64s:
     return owners[index] if len(borders) else np.full(len(times), -1, dtype=np.int64)
 
 
+def busiest(owner: Int64s, length: Int64s) -> int | None:
+    """The owner with the greatest sum of lengths, the lowest of equals; None where there are none."""
+    owners, index = np.unique(owner, return_inverse=True)
+    if not len(owners):
+        return None
+    busy = np.zeros(len(owners), dtype=np.int64)
+    np.add.at(busy, index, length)
+    return int(owners[np.argmax(busy)])
+
+
 def _paint(start: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
     """Instants at which the innermost interval changes, led by the smallest int64, and the owner from each on."""
     borders, owners = [np.iinfo(np.int64).min], [-1]

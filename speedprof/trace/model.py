@@ -34,7 +34,11 @@ class ErrorBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """One rank's trace; speedprof.trace.schema says what each table's columns hold. Never changed in place."""
+    """One rank's trace; speedprof.trace.schema says what each table's columns hold. Never changed in place.
+
+    `is_damaged`: a part of the file's events could not be read; `notes` say why and how much. Where that is more than
+    a negligible part, its steps have no kind: Kineto does not write in order of time, so none is known to be whole.
+    """
 
     rank: int
     timeline: Timeline
@@ -45,4 +49,5 @@ class Trace:
     collectives: pl.DataFrame
     steps: pl.DataFrame
     error_budget: ErrorBudget
+    is_damaged: bool
     notes: tuple[str, ...]

@@ -14,7 +14,7 @@ from speedprof.trace.events import ABSENT
 from speedprof.trace.intervals import Bools, Int64s
 from speedprof.trace.raw_columns import RawEvents
 from speedprof.trace.schema import int_column, make_table, text_column
-from speedprof.vocabulary import RANGE_PREFIX, STAGE_PREFIX, STEP_PREFIX
+from speedprof.vocabulary import RANGE_PREFIX, STAGE_PREFIX, STEP_PREFIX, VALIDATION_SUFFIX, StepKind
 
 
 class RangeKind(StrEnum):
@@ -34,19 +34,21 @@ class RangeName:
 
     kind: RangeKind
     step: int | None = None
+    step_kind: StepKind | None = None
     stage: str | None = None
     group: str | None = None
 
 
-_NUMBERED = re.compile(rf"(?:{re.escape(STEP_PREFIX)}|ProfilerStep\s*#)(\d{{1,18}})")
+_STEP = re.compile(rf"{re.escape(STEP_PREFIX)}(\d{{1,18}})({re.escape(VALIDATION_SUFFIX)})?")
+_PROFILER_STEP = re.compile(r"ProfilerStep\s*#(\d{1,18})")
 
 
 def parse_range_name(name: str) -> RangeName:
     """What `name` says; a name that only resembles one of ours is an annotation like any other."""
-    numbered = _NUMBERED.fullmatch(name)
-    if numbered:
-        kind = RangeKind.STEP if name.startswith(STEP_PREFIX) else RangeKind.PROFILER_STEP
-        return RangeName(kind=kind, step=int(numbered[1]))
+    if step := _STEP.fullmatch(name):
+        return RangeName(kind=RangeKind.STEP, step=int(step[1]), step_kind="validation" if step[2] else "train")
+    if step := _PROFILER_STEP.fullmatch(name):
+        return RangeName(kind=RangeKind.PROFILER_STEP, step=int(step[1]), step_kind="train")
     if name.startswith(STAGE_PREFIX):
         stage, _, group = name.removeprefix(STAGE_PREFIX).partition("/")
         return RangeName(kind=RangeKind.STAGE, stage=stage, group=group)
@@ -75,6 +77,7 @@ def make_ranges(raw: RawEvents, texts: Sequence[str]) -> pl.DataFrame:
             "name": text_column([texts[name] for name in used.tolist()], place),
             "kind": text_column([name.kind.value for name in parsed], place),
             "step": int_column(step, step == ABSENT),
+            "step_kind": text_column([name.step_kind for name in parsed], place),
             "stage": text_column([name.stage for name in parsed], place),
             "group": text_column([name.group for name in parsed], place),
             "thread": int_column(raw.track),

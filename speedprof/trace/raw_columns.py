@@ -9,8 +9,9 @@ from enum import IntEnum
 
 import numpy as np
 
-from speedprof.trace.events import ABSENT, Args, Event, to_ns
+from speedprof.trace.events import ABSENT, MAX_US, Args, Event, to_ns
 from speedprof.trace.intervals import Bools, Int64s
+from speedprof.units import NS_PER_US
 
 
 class Source(IntEnum):
@@ -171,7 +172,7 @@ class ColumnGatherer:
             external_id=_ints([a.external_id for a in args]),
             collective_args={row: a for row, a in enumerate(args) if a.collective is not None},
         )
-        sound = start_is_sound & length_is_sound
+        sound = start_is_sound & length_is_sound & (start + length <= MAX_US * NS_PER_US)
         if sound.all():
             return columns
         self.num_broken += int((~sound).sum())

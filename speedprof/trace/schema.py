@@ -94,6 +94,7 @@ RANGES: Mapping[str, Column] = {
         meaning="step, stage or range (speedprof's own), profiler_step, compiled (a compiled graph's call), annotation",
     ),
     "step": Column(dtype=INT, meaning="number in the name", null_when="kind is neither step nor profiler_step"),
+    "step_kind": Column(dtype=NAME, meaning="train or validation", null_when="step is null"),
     "stage": Column(dtype=NAME, meaning="optimizer stage", null_when="kind is not stage"),
     "group": Column(dtype=NAME, meaning="parameter group, <optimizer>.<group>", null_when="kind is not stage"),
     "thread": _THREAD,
@@ -128,6 +129,11 @@ COLLECTIVES: Mapping[str, Column] = {
 
 STEPS: Mapping[str, Column] = {
     "step": Column(dtype=INT, meaning="number of the step"),
+    "kind": Column(
+        dtype=NAME,
+        meaning="train or validation",
+        null_when="the file is damaged: no step is known to be whole, and none counts in a mean",
+    ),
     "host_start_ns": Column(dtype=INT, unit="ns", meaning="its mark on the host"),
     "host_end_ns": Column(dtype=INT, unit="ns", meaning="the next mark, or for the last step its own end"),
     "start_ns": Column(

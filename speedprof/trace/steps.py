@@ -17,16 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from speedprof.trace.intervals import Bools, Int64s
+from speedprof.trace.intervals import Bools, Int64s, busiest
 from speedprof.trace.ranges import RangeKind
-from speedprof.trace.schema import int_column, make_table, to_numpy
+from speedprof.trace.schema import int_column, make_table, text_column, to_numpy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostSteps:
-    """Host steps in order of time, each ending where the next begins; `thread` is that of the marks."""
+    """Host steps in order of time, each ending where the next begins; `thread` is that of the marks.
+
+    Validation passes are steps like those of training, so that no window of training holds their work.
+    """
 
     step: Int64s
+    is_validation: Bools
     start: Int64s
     end: Int64s
     thread: int | None
@@ -49,33 +53,40 @@ def find_host_steps(ranges: pl.DataFrame) -> HostSteps:
             thread = max(threads, key=lambda one: (threads[one], -one))
             return _steps_of(marks.filter(pl.col("thread") == thread), thread)
     none = np.zeros(0, dtype=np.int64)
-    return HostSteps(step=none, start=none, end=none, thread=None)
+    return HostSteps(step=none, is_validation=none.astype(np.bool_), start=none, end=none, thread=None)
 
 
 def _steps_of(marks: pl.DataFrame, thread: int) -> HostSteps:
     start = to_numpy(marks["start_ns"])
     last_end = max(int(start[-1]), int(to_numpy(marks["end_ns"])[-1]))
-    return HostSteps(step=to_numpy(marks["step"]), start=start, end=np.append(start[1:], last_end), thread=thread)
+    return HostSteps(
+        step=to_numpy(marks["step"]),
+        is_validation=(marks["step_kind"] == "validation").to_numpy(),
+        start=start,
+        end=np.append(start[1:], last_end),
+        thread=thread,
+    )
 
 
 def find_main_stream(stream: Int64s, start: Int64s, end: Int64s, is_compute: Bools) -> int | None:
     """The stream with most compute time, the lowest of equals; None where nothing computes."""
-    streams, index = np.unique(stream[is_compute], return_inverse=True)
-    if not len(streams):
-        return None
-    busy = np.zeros(len(streams), dtype=np.int64)
-    np.add.at(busy, index, (end - start)[is_compute])
-    return int(streams[np.argmax(busy)])
+    return busiest(stream[is_compute], (end - start)[is_compute])
 
 
-def host_windows(steps: HostSteps) -> pl.DataFrame:
-    """The table of steps where there is no device: windows are the host steps themselves."""
+def host_windows(steps: HostSteps, *, is_whole: bool) -> pl.DataFrame:
+    """The table of steps where there is no device: windows are the host steps themselves.
+
+    Kineto writes thread by thread and buffer by buffer, not in order of time, so that a file that ends early may lack
+    a part of every step. Without `is_whole` no step has a kind, and none counts in a mean.
+    """
     no_null = np.zeros(len(steps), dtype=np.bool_)
-    return _steps_table(steps, steps.start, steps.end, no_null)
+    return _steps_table(steps, steps.start, steps.end, no_null, is_whole)
 
 
-def device_windows(steps: HostSteps, launched_in: Int64s, start: Int64s, on_main: Bools, last_end: int) -> pl.DataFrame:
-    """The table of steps with device windows.
+def device_windows(
+    steps: HostSteps, launched_in: Int64s, start: Int64s, on_main: Bools, last_end: int, *, is_whole: bool
+) -> pl.DataFrame:
+    """The table of steps with device windows; `is_whole` is as above.
 
     `launched_in` is each kernel's index into `steps` by its recorded launch, -1 for none; `on_main` tells the kernels
     of the main stream; `last_end` is the end of the last device event.
@@ -88,14 +99,16 @@ def device_windows(steps: HostSteps, launched_in: Int64s, start: Int64s, on_main
     begin = np.minimum.accumulate(first[::-1])[::-1]
     end = np.append(begin[1:], last_end)[: len(steps)]
     end = np.where(end == np.iinfo(np.int64).max, last_end, end)
-    return _steps_table(steps, begin, end, empty)
+    return _steps_table(steps, begin, end, empty, is_whole)
 
 
-def _steps_table(steps: HostSteps, start: Int64s, end: Int64s, is_null: Bools) -> pl.DataFrame:
+def _steps_table(steps: HostSteps, start: Int64s, end: Int64s, is_null: Bools, is_whole: bool) -> pl.DataFrame:
+    kind = steps.is_validation.astype(np.int64) if is_whole else np.full(len(steps), 2, dtype=np.int64)
     return make_table(
         "steps",
         {
             "step": int_column(steps.step),
+            "kind": text_column(["train", "validation", None], kind),
             "host_start_ns": int_column(steps.start),
             "host_end_ns": int_column(steps.end),
             "start_ns": int_column(start, is_null),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
 from isal import isal_zlib
 
 from speedprof.errors import UnreadableError
-from speedprof.units import format_bytes
+from speedprof.trace.read_log import ReadLog
+from speedprof.units import format_bytes, format_percent
 
 BLOCK_BYTES = 1 << 20
+# Small, since it is how well a damaged place can be told; it unpacks to about as much as a block.
+PACKED_BYTES = 1 << 16
 # The package's stubs call this class an instance.
 _DAMAGED = cast("type[Exception]", isal_zlib.error)
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -28,17 +33,22 @@ class ReadLimits:
     max_ratio: int = 100
 
 
-def read_blocks(path: Path, limits: ReadLimits, note: Callable[[str], None]) -> Iterator[bytes]:
+def read_blocks(path: Path, limits: ReadLimits, log: ReadLog) -> Iterator[bytes]:
     """The text of `path` in blocks of about a megabyte; gzip is known by its first bytes, not by the name.
 
-    Raises UnreadableError for what is no readable file or unfolds beyond `limits`; tells `note` of damage.
+    Raises UnreadableError for what is no readable file or unfolds beyond `limits`; tells `log` of damage.
     """
     try:
         with path.open("rb") as file:
-            packed = iter(lambda: file.read(BLOCK_BYTES), b"")
-            first = next(packed, b"")
-            blocks = _with_first(first, packed)
-            yield from _unzip(path, blocks, limits, note) if first[:2] == _GZIP_MAGIC else _limit(path, blocks, limits)
+            first = file.read(len(_GZIP_MAGIC))
+            is_gzip = first == _GZIP_MAGIC
+            rest = iter(lambda: file.read(PACKED_BYTES if is_gzip else BLOCK_BYTES), b"")
+            blocks = chain([first] if first else [], rest)
+            size = os.fstat(file.fileno()).st_size
+            text = _unzip(path, blocks, size, limits, log) if is_gzip else _limit(path, blocks, limits)
+            for block in text:
+                log.num_text_bytes += len(block)
+                yield block
     except IsADirectoryError:
         raise UnreadableError(f"{path} is a folder", next_step="name a trace file") from None
     except FileNotFoundError:
@@ -49,12 +59,6 @@ def read_blocks(path: Path, limits: ReadLimits, note: Callable[[str], None]) -> 
         ) from None
 
 
-def _with_first(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from rest
-
-
 def _limit(path: Path, blocks: Iterator[bytes], limits: ReadLimits) -> Iterator[bytes]:
     num_bytes = 0
     for block in blocks:
@@ -63,37 +67,58 @@ def _limit(path: Path, blocks: Iterator[bytes], limits: ReadLimits) -> Iterator[
         yield block
 
 
-def _unzip(path: Path, blocks: Iterator[bytes], limits: ReadLimits, note: Callable[[str], None]) -> Iterator[bytes]:
-    """The members of a gzip file, one after the other, in blocks no larger than BLOCK_BYTES."""
+def _unzip(path: Path, blocks: Iterator[bytes], size: int, limits: ReadLimits, log: ReadLog) -> Iterator[bytes]:
+    """The members of a gzip file of `size` bytes, one after the other, in blocks no larger than BLOCK_BYTES."""
     member = isal_zlib.decompressobj(wbits=31)
     num_packed = num_bytes = 0
-    fresh = True
+    pending = b""
+    is_fresh = True
     try:
         for block in blocks:
             num_packed += len(block)
-            pending = block
+            pending += block
             while pending:
+                if is_fresh:
+                    # Some tools append members; bytes of zero after the last one are padding.
+                    pending = pending.lstrip(b"\0")
+                    if len(pending) < len(_GZIP_MAGIC):
+                        break
+                    if not pending.startswith(_GZIP_MAGIC):
+                        _note_trailing(len(pending) + sum(map(len, blocks)), log)
+                        return
                 text = member.decompress(pending, BLOCK_BYTES)
                 num_bytes += len(text)
                 _refuse_beyond(path, limits, num_bytes, num_packed)
                 if text:
                     yield text
-                pending = member.unconsumed_tail
-                if member.eof:
-                    # Some tools append members; bytes of zero after the last one are padding.
-                    pending = member.unused_data.lstrip(b"\0")
+                is_fresh = member.eof
+                pending = member.unused_data if is_fresh else member.unconsumed_tail
+                if is_fresh:
                     member = isal_zlib.decompressobj(wbits=31)
-                    fresh = True
-                else:
-                    fresh = False
-        if num_packed and not fresh:
-            tail = member.flush()
-            if tail:
-                yield tail
-            if not member.eof:
-                note("the gzip stream ends early: what follows the break is missing")
+        if is_fresh:
+            _note_trailing(len(pending), log)
+            return
+        if tail := member.flush():
+            yield tail
+        if not member.eof:
+            log.lose(
+                f"the gzip stream ends early, after {format_bytes(num_bytes)} of text: "
+                "what follows the break is missing, and nothing says how much that is"
+            )
     except _DAMAGED as error:
-        note(f"the gzip stream is damaged after {format_bytes(num_bytes)} of text ({error}): the rest is missing")
+        log.lose(_describe_damage(str(error), num_packed - len(pending), size))
+
+
+def _note_trailing(num_bytes: int, log: ReadLog) -> None:
+    if num_bytes:
+        log.note(f"{format_bytes(num_bytes)} that are not gzip follow the trace in its file and were not read")
+
+
+def _describe_damage(error: str, at: int, size: int) -> str:
+    if "checksum" in error:
+        return "the gzip stream is damaged: its text is not what was written, as the checksum shows"
+    share = format_percent((size - at) / size)
+    return f"the gzip stream is damaged {format_bytes(at)} into the file: the rest, {share} of the file, is missing"
 
 
 def _refuse_beyond(path: Path, limits: ReadLimits, num_bytes: int, num_packed: int) -> None:

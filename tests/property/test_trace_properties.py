@@ -2,6 +2,7 @@
 
 import gzip
 import random
+from decimal import Decimal
 
 import numpy as np
 from builders import kineto_text, read_text, rows_to_events
@@ -11,7 +12,38 @@ from hypothesis import strategies as st
 from speedprof.analyses.breakdown import measure_breakdown
 from speedprof.analyses.stages import measure_stages
 from speedprof.errors import SpeedprofError
+from speedprof.trace.events import to_ns
 from speedprof.trace.intervals import covered_before, innermost, intersect, join, overlap, subtract, union
+
+# Times that Kineto writes: µs with three decimals, after its base time of up to three months, or since the epoch.
+NS = st.one_of(
+    st.integers(0, 2**53),
+    st.integers(4_400_000_000_000_000, 4_500_000_000_000_000),
+    st.integers(1000 * 2**42 - 5_000, 1000 * 2**42 + 5_000),
+    st.integers(1000 * 2**43 - 5_000, 1000 * 2**43 + 5_000),
+    st.integers(2**53, 1_900_000_000_000_000_000),
+)
+BASE_NS = st.one_of(st.just(0), st.integers(0, 4_000_000_000_000_000_000))
+
+
+@settings(deadline=None, max_examples=200)
+@given(BASE_NS, st.lists(st.tuples(NS, NS), min_size=1, max_size=20))
+def test_every_ns_that_is_written_is_read(base_ns, spans):
+    kernel = {"ph": "X", "cat": "kernel", "name": "k", "tid": 7, "args": {"device": 0}}
+    text = kineto_text([{**kernel, "ts": start, "dur": length} for start, length in spans], baseTimeNanoseconds=base_ns)
+    kernels = read_text(text).kernels
+    read = sorted(zip(kernels["start_ns"].to_list(), kernels["end_ns"].to_list(), strict=True))
+    assert read == sorted((base_ns + start, base_ns + start + length) for start, length in spans)
+
+
+@given(st.lists(NS, min_size=1))
+def test_times_agree_with_decimal_arithmetic(times):
+    written = [f"{ns // 1000}.{ns % 1000:03d}" for ns in times]
+    values = [float(text) if float(text) <= 2**43 else text for text in written]
+    read, sound = to_ns(values)
+    assert sound.all()
+    assert read.tolist() == [int(Decimal(text) * 1000) for text in written] == times
+
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=12)
 

@@ -62,6 +62,28 @@ def test_segments_tile_the_capture_and_their_parts_sum_to_the_whole():
     assert found.partition == partition(80, 60, 0, 30)
 
 
+def test_a_validation_pass_has_its_own_segment_and_counts_in_no_mean():
+    found = measure_breakdown(
+        build_trace("""
+        0 | main     | speedprof.step/1            |   0 | 100 |
+        0 | main     | speedprof.step/2/validation | 100 | 200 |
+        0 | main     | speedprof.step/3            | 200 | 300 |
+        0 | stream 7 | before                      |  10 |  20 |
+        0 | stream 7 | one                         |  50 |  90 | main 30
+        0 | stream 7 | validation                  | 120 | 190 | main 110
+        0 | stream 7 | two                         | 210 | 300 | main 205
+    """)
+    )
+    assert [(s.step, s.kind, s.start_ns, s.end_ns, s.partition) for s in found.segments] == [
+        (None, None, 10, 50, partition(10, 0, 0, 30)),
+        (1, "train", 50, 120, partition(40, 0, 0, 30)),
+        (2, "validation", 120, 210, partition(70, 0, 0, 20)),
+        (3, "train", 210, 300, partition(90, 0, 0, 0)),
+    ]
+    assert [s.step for s in found.steps] == [1, 3]
+    assert found.partition == partition(210, 0, 0, 80)
+
+
 HOST = """
     0 | main     | speedprof.step/1                        |   0 | 100 |
     0 | main     | speedprof.range/forward                 |   5 |  40 |
@@ -86,9 +108,9 @@ def test_on_the_host_operators_of_main_and_autograd_compute_and_gloo_communicate
     found = measure_breakdown(build_trace(HOST))
     assert found.timeline is Timeline.HOST
     # compute 10..38 and 60..70; gloo 44..80; collective operators, gloo's own and the loader's operators are neither.
-    assert [(s.step, s.start_ns, s.end_ns, s.partition) for s in found.segments] == [
-        (1, 0, 110, partition(38, 26, 0, 46)),
-        (2, 110, 200, partition(10, 0, 0, 80)),
+    assert [(s.step, s.kind, s.start_ns, s.end_ns, s.partition) for s in found.segments] == [
+        (1, "train", 0, 110, partition(38, 26, 0, 46)),
+        (2, "train", 110, 200, partition(10, 0, 0, 80)),
     ]
     assert (found.communication_ns, found.overlapped_communication_ns) == (36, 10)
 
@@ -142,7 +164,7 @@ def test_real_captures_agree_with_independent_counts(name):
     for key, ns in expected.items():
         assert ns / 1000 == pytest.approx(whole[key], rel=1e-3, abs=1), key
     assert sum(segment.partition.window_ns for segment in found.segments) == found.window_ns
-    assert trace.notes == ()
+    assert (trace.is_damaged, trace.notes) == (False, ())
 
 
 @needs_captures

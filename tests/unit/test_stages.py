@@ -47,6 +47,31 @@ def test_stages_outside_the_traced_steps_do_not_count():
     assert measure_stages(trace) == (stage("update", "adam.a", 1, 3, 0, 0),)
 
 
+def test_stages_of_a_validation_pass_do_not_count():
+    trace = build_trace("""
+        0 | main | speedprof.stage/update/adam.a |  0 |  5 |
+        0 | main | speedprof.step/1              | 10 | 20 |
+        0 | main | speedprof.stage/update/adam.a | 12 | 15 |
+        0 | main | speedprof.step/2/validation   | 20 | 40 |
+        0 | main | speedprof.stage/update/adam.a | 20 | 39 |
+        0 | main | speedprof.step/3              | 40 | 50 |
+        0 | main | speedprof.stage/update/adam.a | 40 | 41 |
+        0 | main | speedprof.stage/update/adam.a | 50 | 59 |
+    """)
+    assert measure_stages(trace) == (stage("update", "adam.a", 2, 4, 0, 0),)
+
+
+def test_stages_of_a_step_without_a_window_do_not_count():
+    trace = build_trace("""
+        0 | main     | speedprof.step/1              |  0 | 20 |
+        0 | main     | speedprof.stage/update/adam.a |  2 |  5 |
+        0 | main     | speedprof.step/2              | 20 | 40 |
+        0 | main     | speedprof.stage/update/adam.a | 22 | 29 |
+        0 | stream 7 | gemm                          |  5 | 10 | main 1
+    """)
+    assert measure_stages(trace) == (stage("update", "adam.a", 1, 3, 0, 0),)
+
+
 HOST = """
     0 | main   | speedprof.step/1                           |   0 | 200 |
     0 | main   | autograd::engine::evaluate_function: X     |   5 |  60 |

@@ -54,7 +54,7 @@ def test_stages_reach_only_launches_on_their_own_thread():
 
 
 def test_device_windows_begin_with_the_first_launched_work_on_the_main_stream():
-    assert build_trace(TWO_STEPS).steps.rows() == [(3, 100, 200, 150, 400), (4, 200, 290, 400, 500)]
+    assert build_trace(TWO_STEPS).steps.rows() == [(3, "train", 100, 200, 150, 400), (4, "train", 200, 290, 400, 500)]
 
 
 def test_error_budget_counts_each_flaw():
@@ -104,7 +104,7 @@ def test_profiler_steps_serve_where_the_program_marks_none():
         0 | stream 7 | b              | 170 | 180 | main 100
         0 | stream 7 | c              | 180 | 190 | main 110
     """)
-    assert trace.steps.rows() == [(7, 0, 101, 50, 180), (8, 101, 200, 180, 190)]
+    assert trace.steps.rows() == [(7, "train", 0, 101, 50, 180), (8, "train", 101, 200, 180, 190)]
     assert trace.kernels["host_step"].to_list() == [7, 7, 8]
 
 
@@ -116,7 +116,31 @@ def test_a_step_without_work_on_the_main_stream_has_no_window():
         0 | stream 7 | a                |  50 |  60 | main 10
         0 | stream 7 | c                | 280 | 290 | main 210
     """)
-    assert trace.steps.rows() == [(1, 0, 100, 50, 280), (2, 100, 200, None, None), (3, 200, 300, 280, 290)]
+    assert trace.steps.drop("kind").rows() == [
+        (1, 0, 100, 50, 280),
+        (2, 100, 200, None, None),
+        (3, 200, 300, 280, 290),
+    ]
+
+
+def test_a_validation_pass_is_a_step_of_its_own_kind():
+    trace = build_trace("""
+        0 | main     | speedprof.step/1              |   0 | 100 |
+        0 | main     | speedprof.step/2/validation   | 100 | 200 |
+        0 | main     | speedprof.step/3              | 200 | 300 |
+        0 | main     | speedprof.step/4/evaluation   | 300 | 400 |
+        0 | main     | ProfilerStep#4/validation     | 300 | 400 |
+        0 | stream 7 | a                             |  50 |  60 | main 10
+        0 | stream 7 | b                             | 170 | 180 | main 110
+        0 | stream 7 | c                             | 280 | 290 | main 210
+    """)
+    assert trace.steps.rows() == [
+        (1, "train", 0, 100, 50, 170),
+        (2, "validation", 100, 200, 170, 280),
+        (3, "train", 200, 300, 280, 290),
+    ]
+    assert trace.ranges["kind"].to_list() == ["step", "step", "step", "annotation", "annotation"]
+    assert trace.ranges["step_kind"].to_list() == ["train", "validation", "train", None, None]
 
 
 @pytest.mark.parametrize("name", ["gpu_user_annotation", "cuda_sync", "overhead", "python_function"])

@@ -59,6 +59,8 @@ def test_members_of_a_gzip_file_are_read_on():
         # The largest times that Kineto writes after its base of three months: all three decimals survive.
         (1759300074000000000, "6322354292846.145", 1759300074000000000 + 6322354292846145),
         (1759300074000000000, "7999999999999.999", 1759300074000000000 + 7999999999999999),
+        # A thousand times this one rounds to an ns too many.
+        (1790857026000000000, "4449596391390.221", 1790857026000000000 + 4449596391390221),
         # No base: µs since the epoch. Whole ones in old files, decimals that no float holds in some.
         (0, "1694128201426674", 1694128201426674000),
         (0, "1694128201426674.123", 1694128201426674123),
@@ -70,6 +72,17 @@ def test_no_digit_of_a_time_is_lost(base_ns, ts, expected):
     text = kernel_text(ts=ts, dur="0.001").replace("{", f'{{"baseTimeNanoseconds": {base_ns}, ', 1)
     kernel = read_text(text).kernels.row(-1, named=True)
     assert (kernel["start_ns"], kernel["end_ns"]) == (expected, expected + 1)
+
+
+def test_a_time_that_makes_the_trace_span_days_is_told():
+    trace = read_text(kernel_text(ts="3900000000000000"), "rank0.json")
+    assert trace.notes == ("its events span 45,138.9 days: some of their times are wrong",)
+    assert read_text(kernel_text(ts="86399999999"), "rank0.json").notes == ()
+
+
+def test_an_end_beyond_all_time_spoils_its_event():
+    trace = read_text(kernel_text(ts="3900000000000000", dur="3900000000000000"), "rank0.json")
+    assert (len(trace.kernels), trace.notes) == (2, ("1 damaged events were skipped",))
 
 
 def test_times_keep_their_ns_over_a_million_values():
@@ -166,7 +179,6 @@ def test_a_users_pattern_makes_a_kernel_a_collective(tmp_path):
         {"ts": '"soon"'},
         {"ts": "null"},
         {"ts": "[1]"},
-        {"ts": "9" * 5000},
         {"dur": "-1"},
         {"dur": '"long"'},
         {"dur": "Infinity"},
@@ -181,15 +193,15 @@ def test_a_users_pattern_makes_a_kernel_a_collective(tmp_path):
 def test_a_spoiled_event_costs_itself_alone_and_is_counted(fields):
     trace = read_text(kernel_text(**fields), "rank0.json")
     assert len(trace.kernels) == 2
-    assert trace.notes == ("1 damaged events were skipped",)
+    assert (trace.is_damaged, trace.notes) == (False, ("1 damaged events were skipped",))
 
 
-@pytest.mark.parametrize("element", ["null", "7", '"x"', "[]", "[[[]]]", "[" * 3000 + "]" * 3000])
+@pytest.mark.parametrize("element", ["null", "7", '"x"', "[]", "[[[]]]"])
 def test_an_element_that_is_no_event_is_skipped_and_counted(element):
     text = f'{{"traceEvents": [{json.dumps(KERNEL)}, {element}, {json.dumps(KERNEL)}]}}'
     trace = read_text(text, "rank0.json")
     assert len(trace.kernels) == 2
-    assert trace.notes == ("1 damaged events were skipped",)
+    assert (trace.is_damaged, trace.notes) == (False, ("1 damaged events were skipped",))
 
 
 @pytest.mark.parametrize(("written", "name"), [("a\x01\x1b[31mb", "a\x01\x1b[31mb"), ("a\\u0007<b>", "a\a<b>")])
@@ -213,37 +225,6 @@ def test_args_that_are_null_are_absent():
     assert len(read_text(kernel_text(args="null")).kernels) == 3
 
 
-def test_a_cut_file_gives_what_comes_before_the_cut():
-    trace = read_text(TEXT[: TEXT.index("Memset")], "rank0.json")
-    assert len(trace.kernels) == 2
-    assert trace.notes == ("the file ends in the midst of its events: what follows the break is missing",)
-
-
-def test_a_cut_gzip_gives_what_comes_before_the_cut():
-    many = kineto_text([{**KERNEL, "ts": at * 37 % 9973, "name": f"k{at * 7919 % 10007}"} for at in range(20_000)])
-    packed = gzip.compress(many.encode())
-    trace = read_text(packed[: len(packed) // 2], "rank0.json.gz")
-    assert 5_000 < len(trace.kernels) < 15_000
-    assert trace.notes[0] == "the gzip stream ends early: what follows the break is missing"
-
-
-def test_a_damaged_gzip_gives_what_comes_before_the_damage():
-    many = kineto_text([{**KERNEL, "ts": at * 37 % 9973, "name": f"k{at * 7919 % 10007}"} for at in range(20_000)])
-    packed = bytearray(gzip.compress(many.encode()))
-    packed[len(packed) // 2 :] = b"\xff" * (len(packed) // 2)
-    trace = read_text(bytes(packed), "rank0.json.gz")
-    assert 1_000 < len(trace.kernels) < 15_000
-    assert "damaged" in trace.notes[0]
-
-
-def test_damage_in_one_place_costs_one_event_of_many_megabytes():
-    events = [{**KERNEL, "ts": at, "name": "kernel" * 10} for at in range(20_000)]
-    text = kineto_text(events).encode()
-    broken = text.replace(b'"dur": 0.001', b'"dur": 0.0.1', 1)
-    trace = read_text(broken, "rank0.json")
-    assert (len(trace.kernels), trace.notes) == (19_999, ("1 damaged events were skipped",))
-
-
 def test_event_borders_inside_strings_and_lists_do_not_split_events():
     tricky = {**KERNEL, "args": {"stream": 7, "x": "}, {", "y": [{"a": 1}, {"b": "]"}], "z": '"traceEvents": ['}}
     text = json.dumps({"note": '"traceEvents": [', "traceEvents": [tricky] * 20_000})
@@ -255,10 +236,17 @@ def test_event_borders_inside_strings_and_lists_do_not_split_events():
     ("content", "problem"),
     [
         (b"", "is empty"),
-        (b" \n", "is empty"),
+        (b" \n", "is blank"),
         (b"hello", "is not JSON"),
         (b"\x00\x01\x02garbage", "is not JSON"),
-        (b"\x1f\x8b\x08\x00garbage", "is empty"),
+        (b"\x1f\x8b\x08\x00garbage", "gave no text: the gzip stream ends early, after 0 B of text"),
+        (gzip.compress(b"", mtime=0)[:10], "gave no text: the gzip stream ends early, after 0 B of text"),
+        (gzip.compress(b"", mtime=0), "is empty"),
+        (
+            gzip.compress(TEXT.encode(), mtime=0)[:12] + b"\xff" * 50,
+            "gave no text: the gzip stream is damaged 2 B into the file",
+        ),
+        (b"{", "ends before any event"),
         (TEXT.encode("utf-16"), "is UTF-16 text"),
         (b'{"a": 1}', "is JSON but holds no traceEvents"),
         (b'{"a": 1', "ends before any event"),
