@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import socket
 import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from trainer.errors import ENVIRONMENT, TrainerError
-from trainer.shards import Tokens, write_shard
+from trainer.shards import Tokens, read_header, write_shard
 from trainer.vocabulary import END_OF_TEXT, gpt2_encoding
 
 _FORMAT = 1  # raise it when the shards' content changes for the same files
@@ -24,6 +28,8 @@ _MIN_FILE_BYTES = 200  # smaller ones are empty packages
 _DOCUMENTS_PER_VALIDATION_DOCUMENT = 20
 _NUM_THREADS = 2
 _WAIT_SECONDS = 300.0
+_ABANDONED_SECONDS = 3600.0  # far longer than any build takes
+_NEXT_STEP = "set XDG_CACHE_HOME to a folder with room that can be written, or give --data a glob of .bin shards"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,25 +37,35 @@ class TextShards:
     train: Path
     validation: Path
 
+    def is_whole(self) -> bool:
+        """Whether both are there with a good header and all the tokens that it promises."""
+        try:
+            return all(read_header(path) > 0 for path in (self.train, self.validation))
+        except TrainerError:
+            return False
+
 
 def stdlib_shards(*, is_builder: bool) -> TextShards:
-    """The shards of the standard library's text; made now if `is_builder`, else waited for.
+    """The shards of the standard library's text; made now, where missing or damaged, if `is_builder`, else waited for.
 
     Raises TrainerError (environment) where there is no source text, the cache folder cannot be written, or the
     builder does not finish within five minutes.
     """
     files = _source_files()
     folder = _cache_folder() / _key(files)
-    if is_builder and not folder.is_dir():
-        _build(files, folder)
+    shards = TextShards(train=folder / "train.bin", validation=folder / "val.bin")
+    if is_builder:
+        _remove_abandoned(folder.parent)
+        if not shards.is_whole():
+            _build(files, folder)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while not folder.is_dir():
+    while not shards.is_whole():
         if time.monotonic() > deadline:
             raise TrainerError(
                 f"{folder} was not made in {_WAIT_SECONDS:.0f} s: see the log of local rank 0", ENVIRONMENT
             )
         time.sleep(0.1)
-    return TextShards(train=folder / "train.bin", validation=folder / "val.bin")
+    return shards
 
 
 def _source_files() -> list[Path]:
@@ -58,7 +74,9 @@ def _source_files() -> list[Path]:
     files = [
         path
         for path in root.rglob("*.py")
-        if not _SKIPPED_FOLDERS.intersection(path.relative_to(root).parts) and path.stat().st_size >= _MIN_FILE_BYTES
+        if not _SKIPPED_FOLDERS.intersection(path.relative_to(root).parts)
+        and path.is_file()  # no link to nowhere
+        and path.stat().st_size >= _MIN_FILE_BYTES
     ]
     if len(files) < 2 * _DOCUMENTS_PER_VALIDATION_DOCUMENT:
         raise TrainerError(f"{root} holds no Python source to train on: give --data a glob of .bin shards", ENVIRONMENT)
@@ -73,35 +91,72 @@ def _key(files: list[Path]) -> str:
 
 
 def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "speedprof" / "tokens"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # neither HOME nor an entry for this user
+        raise TrainerError(f"{error}; {_NEXT_STEP}", ENVIRONMENT) from error
+    return Path(home) / "speedprof" / "tokens"
 
 
 def _build(files: list[Path], folder: Path) -> None:
-    """Tokenise into a folder of another name, then rename it; the first of several builders wins, the others agree."""
-    try:
+    """Tokenise into a folder of another name, then put it in place; several builders at once agree on every byte."""
+    if os.path.exists(folder):
+        print(f"{folder} is damaged or not whole: tokenising the text again", flush=True)
+    with _explaining_failures(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise TrainerError(
-            f"{folder.parent}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written", ENVIRONMENT
-        ) from error
+        owner = f"{socket.gethostname()}.{os.getpid()}"
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.{owner}."))
     try:
         documents = _tokenise(files)
-        write_shard(np.concatenate(documents[1::_DOCUMENTS_PER_VALIDATION_DOCUMENT]), temporary / "val.bin")
-        del documents[1::_DOCUMENTS_PER_VALIDATION_DOCUMENT]
-        write_shard(np.concatenate(documents), temporary / "train.bin")
-        _rename_unless_there(temporary, folder)
+        with _explaining_failures(folder.parent):
+            write_shard(np.concatenate(documents[1::_DOCUMENTS_PER_VALIDATION_DOCUMENT]), temporary / "val.bin")
+            del documents[1::_DOCUMENTS_PER_VALIDATION_DOCUMENT]
+            write_shard(np.concatenate(documents), temporary / "train.bin")
+            _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rename_unless_there(source: Path, target: Path) -> None:
+@contextmanager
+def _explaining_failures(folder: Path) -> Iterator[None]:
+    """A full disk, a read-only one, a folder of somebody else: one line that says what to do."""
     try:
-        source.rename(target)
+        yield
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise TrainerError(f"{folder}: cannot be written ({problem}); {_NEXT_STEP}", ENVIRONMENT) from error
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename the folder; where one is there already, damaged or another builder's, its files one by one."""
+    try:
+        temporary.rename(folder)
     except OSError:
-        if not target.is_dir():
+        if not folder.is_dir():
             raise
+        for path in temporary.iterdir():
+            path.replace(folder / path.name)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed builders left behind, as far as this user may."""
+    with suppress(OSError):
+        for folder in parent.glob(".stdlib-*"):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether its builder is gone: known by its pid on this host, and by the folder's age on another."""
+    owner = re.search(rf"\.{re.escape(socket.gethostname())}\.(\d{{1,9}})\.\w+$", folder.name)
+    try:
+        if owner is not None:
+            os.kill(int(owner[1]), 0)
+        return time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's live process, or a folder that has just gone
+        return False
 
 
 def _tokenise(files: list[Path]) -> list[Tokens]:

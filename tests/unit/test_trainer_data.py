@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +117,7 @@ def _few_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(60):
         (library / f"m{number}.py").write_text(f"x = {number}\n" * 40)
     (library / "test" / "left_out.py").write_text("y = 1\n" * 90)
+    (library / "nowhere.py").symlink_to(library / "gone.py")
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(library)})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return library
@@ -162,6 +168,112 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(TrainerError, match="set XDG_CACHE_HOME"):
+        stdlib_text.stdlib_shards(is_builder=True)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+@pytest.mark.parametrize("harm", ["cut", "removed", "overwritten"])
+def test_a_damaged_cache_is_made_again(
+    _few_sources: Path,  # noqa: PT019
+    name: str,
+    harm: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = stdlib_text.stdlib_shards(is_builder=True).train.parent
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert capsys.readouterr().out == ""
+    if harm == "cut":
+        os.truncate(folder / name, 1500)
+    elif harm == "removed":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(b"not a shard" * 200)
+    shards = stdlib_text.stdlib_shards(is_builder=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert stdlib_text.stdlib_shards(is_builder=False) == shards
+    assert capsys.readouterr().out == f"{folder} is damaged or not whole: tokenising the text again\n"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_nobody_waits_for_a_damaged_cache_as_if_it_were_whole(
+    _few_sources: Path,  # noqa: PT019
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    os.truncate(stdlib_text.stdlib_shards(is_builder=True).validation, 1100)
+    monkeypatch.setattr(stdlib_text, "_WAIT_SECONDS", 0.0)
+    with pytest.raises(TrainerError, match="see the log of local rank 0"):
+        stdlib_text.stdlib_shards(is_builder=False)
+
+
+def test_only_what_killed_builders_left_is_removed(_few_sources: Path) -> None:  # noqa: PT019
+    parent = stdlib_text.stdlib_shards(is_builder=True).train.parent.parent
+    host, gone = socket.gethostname(), _pid_that_is_gone()
+    abandoned = [f".stdlib-3.11-aa.{host}.{gone}.x_1", f".stdlib-3.11-aa.elsewhere.{os.getpid()}.old", ".stdlib-old"]
+    kept = [f".stdlib-3.11-aa.{host}.{os.getpid()}.x_2", f".stdlib-3.11-aa.elsewhere.{gone}.x_3", "stdlib-other"]
+    for name in (*abandoned, *kept):
+        (parent / name).mkdir()
+        (parent / name / "train.bin").touch()
+        if name.endswith("old"):
+            os.utime(parent / name, (0, 0))
+    stdlib_text.stdlib_shards(is_builder=False)
+    assert all((parent / name).exists() for name in abandoned), "only the builder cleans up"
+    current = stdlib_text.stdlib_shards(is_builder=True).train.parent.name
+    assert sorted(path.name for path in parent.iterdir()) == sorted([*kept, current])
+
+
+def _pid_that_is_gone() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_builders_folder_tells_whose_it_is(
+    _few_sources: Path,  # noqa: PT019
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = []
+
+    def look(_: list[Path]) -> list[Tokens]:
+        left.extend(path.name for path in (_few_sources.parent / "cache/speedprof/tokens").iterdir())
+        return []
+
+    monkeypatch.setattr(stdlib_text, "_tokenise", look)
+    with pytest.raises(ValueError, match="at least one array"):
+        stdlib_text.stdlib_shards(is_builder=True)
+    assert len(left) == 1
+    assert f".{socket.gethostname()}.{os.getpid()}." in left[0]
+    assert left[0].startswith(".stdlib-")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_named(
+    _few_sources: Path,  # noqa: PT019
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    def refuse(tokens: Tokens, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(stdlib_text, "write_shard", refuse)
+    with pytest.raises(TrainerError, match=os.strerror(number)) as caught:
+        stdlib_text.stdlib_shards(is_builder=True)
+    assert caught.value.exit_code == ENVIRONMENT
+    assert "set XDG_CACHE_HOME" in caught.value.message
+    assert "give --data" in caught.value.message
+    assert "\n" not in caught.value.message
+    assert list((_few_sources.parent / "cache/speedprof/tokens").iterdir()) == []
+
+
+def test_a_user_without_a_home_is_told_what_to_set(
+    _few_sources: Path,  # noqa: PT019
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", refuse)
     with pytest.raises(TrainerError, match="set XDG_CACHE_HOME"):
         stdlib_text.stdlib_shards(is_builder=True)
 
