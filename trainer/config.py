@@ -6,6 +6,7 @@ Figures of `record_134` are those of the published record of 134.9 s, 2025-11-18
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from trainer.errors import WRONG_USAGE, TrainerError
 AttentionKernel = Literal["reference", "flex", "varlen"]
 CompileMode = Literal["model", "blocks", "off"]
 Precision = Literal["bf16", "fp32"]
+
+_NUM_SEEDS = 2**63  # more than that torch's generators do not take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +101,7 @@ class TrainConfig:
 
 def _problems(config: TrainConfig) -> typing.Iterator[tuple[str, str]]:
     """Pairs (field, what is wrong with it)."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if (
-            field.name.startswith(("num_heads", "micro_", "max_", "log_", "validation_"))
-            and value is not None
-            and value < 1
-        ):
-            yield field.name, "must be 1 or more"
+    yield from _number_problems(config)
     if config.dim < 16 or config.dim % config.num_heads or config.head_dim % 4:
         yield "dim", "must be 16 or more and num_heads times a multiple of 4"
     if config.vocab_size < 2:
@@ -122,6 +118,23 @@ def _problems(config: TrainConfig) -> typing.Iterator[tuple[str, str]]:
         yield "max_document_tokens", f"is over micro_batch_tokens={config.micro_batch_tokens}"
     if config.compile == "blocks" and config.attention != "reference":
         yield "compile", f"works with attention=reference, not {config.attention}; use model or off"
+
+
+def _number_problems(config: TrainConfig) -> typing.Iterator[tuple[str, str]]:
+    """The problems of numbers taken alone."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield field.name, "is no finite number"
+        is_count = field.name.startswith(("num_heads", "micro_", "max_", "log_", "validation_"))
+        if (is_count or field.name.endswith("window_blocks")) and isinstance(value, int) and value < 1:
+            yield field.name, "must be 1 or more"
+        if "_beta" in field.name and not 0 <= value < 1:
+            yield field.name, "must be 0 or more and under 1"
+    if not 0 <= config.seed < _NUM_SEEDS:
+        yield "seed", "must be 0 or more and under 2**63"
+    if config.adam_epsilon <= 0:
+        yield "adam_epsilon", "must be over 0"
 
 
 RECORD_134 = TrainConfig(
@@ -182,19 +195,26 @@ def preset(name: str) -> TrainConfig:
     return PRESETS[name]
 
 
+def settable_fields() -> dict[str, Any]:
+    """Every field that a setting may change -> its type."""
+    annotations = typing.get_type_hints(TrainConfig)
+    del annotations["preset"]
+    return annotations
+
+
 def with_settings(config: TrainConfig, settings: list[str]) -> TrainConfig:
     """`config` with each `field=value` of `settings` applied. Raises TrainerError (wrong usage)."""
-    annotations = typing.get_type_hints(TrainConfig)
+    annotations = settable_fields()
     changes: dict[str, Any] = {}
     for setting in settings:
         field, _, text = setting.partition("=")
-        if field not in annotations or field == "preset":
-            fields = ", ".join(name for name in annotations if name != "preset")
+        if field not in annotations:
+            fields = ", ".join(annotations)
             raise TrainerError(f"--set {setting}: no field {field!r}; the fields are {fields}", WRONG_USAGE)
         try:
             changes[field] = _parse(text, annotations[field])
         except ValueError:
-            wanted = _describe(annotations[field])
+            wanted = describe_type(annotations[field])
             raise TrainerError(
                 f"--set {setting}: {field} takes {wanted}, as in --set {field}=VALUE", WRONG_USAGE
             ) from None
@@ -216,13 +236,21 @@ def _parse(text: str, annotation: Any) -> Any:
     return annotation(text)
 
 
-def _describe(annotation: Any) -> str:
+def spell_value(value: object) -> str:
+    """A field's value as a setting spells it: `_parse` reads it back."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def describe_type(annotation: Any) -> str:
+    """What a field of that type takes, in words."""
     origin = typing.get_origin(annotation)
     if origin is Literal:
         return " or ".join(typing.get_args(annotation))
     if origin is types.UnionType:
         return " or ".join(
-            "none" if option is types.NoneType else _describe(option) for option in typing.get_args(annotation)
+            "none" if option is types.NoneType else describe_type(option) for option in typing.get_args(annotation)
         )
     if origin is tuple:
         return "whole numbers with commas between"

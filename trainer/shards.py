@@ -28,7 +28,13 @@ Tokens = npt.NDArray[np.uint16]
 
 def find_shards(pattern: str) -> list[Path]:
     """The files that `pattern` names, sorted. Raises TrainerError (unreadable input) where there is none."""
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    names = sorted(glob.glob(pattern, recursive=True))
+    paths = [Path(name) for name in names if os.path.isfile(name)]
+    if not paths and names:
+        raise TrainerError(
+            f"{names[0]}: is a folder; give a quoted glob of the files in it: --data '{Path(names[0]) / '*.bin'}'",
+            UNREADABLE_INPUT,
+        )
     if not paths:
         raise TrainerError(
             f"{pattern}: no such file; give --data a path or quoted glob of .bin shards", UNREADABLE_INPUT

@@ -62,6 +62,13 @@ def test_settings_take_every_type() -> None:
         ("num_extension_steps=-1", "must not be negative"),
         ("window_blocks=0,1", "numbers of 1 or more"),
         ("vocab_size=1", "must be 2 or more"),
+        ("seed=-1", "seed=-1 must be 0 or more"),
+        ("seed=9223372036854775808", "under 2**63"),
+        ("extension_window_blocks=0", "must be 1 or more"),
+        ("final_validation_window_blocks=-1", "must be 1 or more"),
+        ("adam_beta2=1", "must be 0 or more and under 1"),
+        ("muon_beta2=-0.1", "must be 0 or more and under 1"),
+        ("adam_epsilon=0", "must be over 0"),
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, says: str) -> None:
@@ -70,6 +77,23 @@ def test_a_wrong_setting_is_named(setting: str, says: str) -> None:
     assert says in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.exit_code == WRONG_USAGE
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(
+    "field", [field for field, annotation in configs.settable_fields().items() if annotation is float]
+)
+def test_what_is_no_finite_number_is_refused(field: str, value: str) -> None:
+    with pytest.raises(TrainerError, match=rf"^{field}=-?(nan|inf) is no finite number: --set {field}=") as caught:
+        configs.with_settings(configs.preset("tiny_cpu"), [f"{field}={value}"])
+    assert caught.value.exit_code == WRONG_USAGE
+
+
+@pytest.mark.parametrize("name", configs.PRESETS)
+def test_a_value_is_spelled_as_a_setting_takes_it(name: str) -> None:
+    config = configs.preset(name)
+    settings = [f"{field}={configs.spell_value(getattr(config, field))}" for field in configs.settable_fields()]
+    assert configs.with_settings(config, settings) == config
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:

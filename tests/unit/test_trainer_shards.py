@@ -92,3 +92,14 @@ def test_a_glob_of_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="no such file") as caught:
         find_shards(str(tmp_path / "*.bin"))
     assert caught.value.exit_code == UNREADABLE_INPUT
+
+
+@pytest.mark.parametrize("pattern", ["", "?????"])
+def test_a_folder_is_named_with_the_glob_to_give(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "cards").mkdir()
+    folder = tmp_path / "cards"
+    with pytest.raises(TrainerError) as caught:
+        find_shards(str(tmp_path / pattern) if pattern else str(folder))
+    assert caught.value.message.startswith(f"{folder}: is a folder; ")
+    assert caught.value.message.endswith(f"--data '{folder / '*.bin'}'")
+    assert caught.value.exit_code == UNREADABLE_INPUT
