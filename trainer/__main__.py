@@ -7,11 +7,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from trainer import config as configs
+from trainer.arguments import DEFAULT_PRESETS, parse
 from trainer.config import TrainConfig
 from trainer.errors import WRONG_USAGE, TrainerError
 from trainer.loop import Training, TrainingData, declare, write_header
@@ -21,37 +21,9 @@ from trainer.sharding import GroupPlan, adam_plan, muon_plan
 from trainer.shards import find_shards, read_header
 from trainer.stdlib_text import stdlib_shards
 
-_DEFAULT_PRESETS = {"cuda": configs.RECORD_134.preset, "cpu": configs.TINY_CPU.preset}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise TrainerError(f"{message}; see python -m trainer --help", WRONG_USAGE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="trainer", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    train = commands.add_parser("train", help="train (the default)", allow_abbrev=False)
-    train.add_argument("--data", metavar="GLOB", help=".bin shards to train on; default: Python's own library")
-    train.add_argument(
-        "--val-data", metavar="GLOB", help="shards to validate on; default: --data with train read as val"
-    )
-    train.add_argument("--steps", type=int, metavar="N", help="stop after N steps of the preset's schedule")
-    train.add_argument("--seed", type=int, metavar="S", help="of the weights and the order of documents (0)")
-    plan = commands.add_parser("plan", help="print the parameter groups of the optimizers", allow_abbrev=False)
-    plan.add_argument("--world-size", type=int, default=1, metavar="N", help="number of ranks (1)")
-    plan.add_argument("--json", action="store_true", help="print one JSON document")
-    for command in (train, plan):
-        command.add_argument("--preset", help=f"one of {', '.join(configs.PRESETS)}; default by device")
-        command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings")
-    return parser
-
 
 def _read_config(arguments: argparse.Namespace) -> TrainConfig:
-    config = configs.preset(arguments.preset or _DEFAULT_PRESETS[default_device_type()])
+    config = configs.preset(arguments.preset or DEFAULT_PRESETS[default_device_type()])
     return configs.with_settings(config, arguments.settings)
 
 
@@ -122,10 +94,8 @@ def _describe(group: GroupPlan) -> str:
 
 def main(arguments: list[str]) -> int:
     """The exit code; errors that the user can act on are one line on stderr."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = ["train", *arguments]
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = parse(arguments)
         (_plan if parsed.command == "plan" else _train)(parsed)
     except TrainerError as error:
         print(f"trainer: error: {error.message}", file=sys.stderr, flush=True)
