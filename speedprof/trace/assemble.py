@@ -32,13 +32,12 @@ from speedprof.trace.steps import HostSteps, device_windows, find_host_steps, fi
 class RawTrace:
     """A file's events by what they are, each sorted by start; `name` and `category` number into the lists of text.
 
-    `is_whole`: but for a negligible part all events were read. `names_device`: the file lists a device of the machine.
+    `is_damaged`: more than a negligible part could not be read. `names_device`: the file lists a device of the machine.
     """
 
     rank: int
     notes: tuple[str, ...]
     is_damaged: bool
-    is_whole: bool
     names_device: bool
     texts: list[str]
     categories: list[str]
@@ -70,7 +69,7 @@ def assemble(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> Trace:
         ops=_make_ops(raw),
         ranges=ranges,
         collectives=collectives,
-        steps=_device_steps(raw, work, steps) if on_device else host_windows(steps, is_whole=raw.is_whole),
+        steps=_device_steps(raw, work, steps) if on_device else host_windows(steps, is_whole=not raw.is_damaged),
         error_budget=work.error_budget(),
         is_damaged=raw.is_damaged,
         notes=(*raw.notes, *missing, *notes, *_note_uncounted(raw, steps)),
@@ -90,11 +89,11 @@ def _of_one_device(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> RawT
 
 
 def _note_missing_work(raw: RawTrace) -> tuple[str, ...]:
-    return note_missing_work(raw.launches, raw.texts, might_be_lost=raw.names_device and not raw.is_whole)
+    return note_missing_work(raw.launches, raw.texts, might_be_lost=raw.names_device and raw.is_damaged)
 
 
 def _note_uncounted(raw: RawTrace, steps: HostSteps) -> tuple[str, ...]:
-    if raw.is_whole or not len(steps):
+    if not raw.is_damaged or not len(steps):
         return ()
     return ("none of its steps is known to be whole, so none counts in a mean",)
 
@@ -244,7 +243,7 @@ def _device_steps(raw: RawTrace, work: _Work, steps: HostSteps) -> pl.DataFrame:
     # Where nothing computes, any stream may open a window.
     on_main = np.ones(len(device), dtype=np.bool_) if main is None else device.track == main
     last_end = int(device.end.max()) if len(device) else 0
-    return device_windows(steps, launched_in, device.start, on_main, last_end, is_whole=raw.is_whole)
+    return device_windows(steps, launched_in, device.start, on_main, last_end, is_whole=not raw.is_damaged)
 
 
 def _step_numbers(steps: HostSteps, index: Int64s) -> pl.Series:

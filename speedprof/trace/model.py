@@ -36,8 +36,8 @@ class ErrorBudget:
 class Trace:
     """One rank's trace; speedprof.trace.schema says what each table's columns hold. Never changed in place.
 
-    `is_damaged`: a part of the file's events could not be read; `notes` say why and how much. Where that is more than
-    a negligible part, its steps have no kind: Kineto does not write in order of time, so none is known to be whole.
+    `is_damaged`: more than a negligible part of the file could not be read; `notes` say why and how much. Its steps
+    have no kind then: Kineto does not write in order of time, so none is known to be whole.
     """
 
     rank: int

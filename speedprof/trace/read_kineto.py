@@ -65,7 +65,6 @@ def _gather(gatherer: ColumnGatherer, path: Path, metadata: dict[str, Any], log:
         rank=rank,
         notes=tuple(log.notes),
         is_damaged=log.is_damaged,
-        is_whole=log.is_whole,
         names_device=bool(metadata.get("deviceProperties")),
         texts=texts,
         categories=list(gatherer.categories),

@@ -36,12 +36,8 @@ class ReadLog:
 
     @property
     def is_damaged(self) -> bool:
-        return self.lost is not None or self.num_skipped_bytes > 0
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything was read but for a negligible part."""
-        return self.lost is None and self.num_skipped_bytes <= _NEGLIGIBLE_RATIO * self.num_text_bytes
+        """Whether more than a negligible part could not be read."""
+        return self.lost is not None or self.num_skipped_bytes > _NEGLIGIBLE_RATIO * self.num_text_bytes
 
     def count_broken(self, num_more: int) -> None:
         """Note all broken events, with these that were found broken after they were read."""
