@@ -157,8 +157,10 @@ def test_a_trace_that_would_grow_too_large_has_fewer_steps_and_says_so(tmp_path:
     assert (outcome.status, outcome.exit_code) == (RunStatus.COMPLETE, 0)
     assert [one.num_marked["profiled"] for one in closed.ranks] == [1, 1]
     first, second = (one.notes for one in closed.ranks)
-    assert [note.partition(":")[0] for note in first] == ["every rank traced 1 of 6 steps"]
-    assert second == []
+    assert first[0].startswith("every rank traced 1 of 6 steps: ")
+    assert [note.partition(" of JSON")[2] for note in (first[1], *second)] == [
+        ", over --max-trace-mb 0: its steps are larger than the first ones were"
+    ] * 2
 
 
 # The real trainer
