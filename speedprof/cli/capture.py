@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speedprof.errors import SpeedprofError, UsageError
+from speedprof.errors import ExitCode, SpeedprofError, UnreadableError, UsageError
+from speedprof.run_dir import RunStatus
 
 if TYPE_CHECKING:
+    from speedprof.capture.launch import Launch
     from speedprof.capture.outcome import Outcome
     from speedprof.run_dir import RunDir
 
@@ -54,13 +56,10 @@ def capture(
 
     Examples:
       python -m speedprof capture --steps 50
-      python -m speedprof capture --steps 20 --nproc 4 -- --set learning_rate=0.02
+      python -m speedprof capture --steps 20 --nproc 4 -- --set muon_learning_rate=0.02
     """
-    from speedprof.capture.launch import Launch, choose_num_ranks, create_run, device_name, interrupts, run
+    from speedprof.capture.launch import Launch, choose_num_ranks, device_name
     from speedprof.capture.plan import CapturePlan
-    from speedprof.cli.progress import CaptureProgress
-    from speedprof.errors import ExitCode, UnreadableError
-    from speedprof.run_dir import close_manifest
 
     plan = CapturePlan(
         steps=steps,
@@ -87,6 +86,15 @@ def capture(
         name=chosen if program == _TRAINER else Path(program).stem,
         device=device,
     )
+    raise typer.Exit(_run(launch, out, run_id=run_id))
+
+
+def _run(launch: Launch, out: Path, *, run_id: str | None) -> int:
+    """Capture, close the run, tell how it ended and what it shows. Returns the exit code."""
+    from speedprof.capture.launch import create_run, interrupts, run
+    from speedprof.cli.progress import CaptureProgress
+    from speedprof.run_dir import close_manifest
+
     run_dir, manifest = create_run(launch, out / "traces", run_id=run_id, command=["speedprof", *sys.argv[1:]])
     with interrupts() as received:
         with CaptureProgress(launch, run_dir) as progress:
@@ -97,11 +105,13 @@ def capture(
         close_manifest(run_dir, manifest, status=outcome.status, failure=outcome.failure)
     _tell(outcome, run_dir)
     try:
+        if received and outcome.status is not RunStatus.INTERRUPTED:
+            raise KeyboardInterrupt  # it came when the run was over, so only the report is left to drop
         _report(run_dir, out, missing)
     except KeyboardInterrupt:
         print(f"speedprof: the report was interrupted; {_REPORT_LATER.format(run_dir.path)}", file=sys.stderr)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
-    raise typer.Exit(outcome.exit_code)
+        return 128 + received[0] if received else ExitCode.INTERRUPTED
+    return outcome.exit_code
 
 
 def _trainer_arguments(program: str, *, preset: str, data: str | None) -> list[str]:
@@ -114,7 +124,7 @@ def _trainer_arguments(program: str, *, preset: str, data: str | None) -> list[s
 def _require_own_trainer() -> None:
     """Raises UsageError where another `trainer` lies in the current folder: it would run instead of ours."""
     spec = importlib.util.find_spec("trainer")
-    ours = Path(__file__).parents[2] / "trainer"
+    ours = Path(__file__).resolve().parents[2] / "trainer"
     if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != ours:
         raise UsageError(
             f"{spec.origin if spec else 'trainer'}: is not the trainer that comes with speedprof",
@@ -124,8 +134,6 @@ def _require_own_trainer() -> None:
 
 def _tell(outcome: Outcome, run_dir: RunDir) -> None:
     """On stderr, in one line: nothing for a whole run, else what happened and what was kept."""
-    from speedprof.run_dir import RunStatus
-
     if outcome.failure is not None:
         print(f"speedprof: error: {outcome.failure}; what it left is kept in {run_dir.path}", file=sys.stderr)
     elif outcome.status is RunStatus.INTERRUPTED:
