@@ -199,14 +199,16 @@ def environment_table(report: Report) -> TextTable:
 def _partition_row(rank: RankAnalysis, *, can_tell_overlap: bool) -> tuple[str, ...]:
     breakdown = rank.breakdown
     num_steps = len(breakdown.steps)
+    timeline = breakdown.timeline.value
+    if rank.is_damaged or not breakdown.window_ns:
+        why = "damaged" if rank.is_damaged else f"no {timeline} work"
+        return (str(rank.rank), why, *[_ABSENT] * (len(PARTS) + 2))
     windows = [step.partition for step in breakdown.steps] or [breakdown.partition]
     whole_ns = sum(window.window_ns for window in windows)
-    timeline = breakdown.timeline.value
     overlap = breakdown.overlap_ratio
     return (
         str(rank.rank),
-        (f"{num_steps} {timeline}" if num_steps else f"none: whole {timeline} capture")
-        + (", damaged" if rank.is_damaged else ""),
+        f"{num_steps} {timeline}" if num_steps else f"none: whole {timeline} capture",
         format_ms(whole_ns / len(windows)),
         *(_part_cell(sum(part(window) for window in windows), whole_ns, len(windows)) for _, _, part in PARTS),
         format_percent(overlap) if overlap is not None and can_tell_overlap else _ABSENT,

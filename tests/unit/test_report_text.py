@@ -122,7 +122,7 @@ def test_a_damaged_trace_is_said_first() -> None:
     sentence = "The trace of rank 1 is damaged: part of what happened is lost"
     assert printed(damaged_report()).startswith(sentence)
     assert sentence in format_markdown(damaged_report()).splitlines()[2]
-    assert "2 device, damaged" in format_markdown(damaged_report())
+    assert "| 1 | damaged | - | - | - | - | - | - |" in format_markdown(damaged_report())
     # The stages are those of rank 0, whose 0.6 ms of all-gather in two steps were 0.375 ms a step over both ranks.
     assert "| muon.attn | all_gather | 1 | 0.900 | 0.600 | 0.300 |" in format_markdown(damaged_report())
 
