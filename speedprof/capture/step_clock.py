@@ -43,7 +43,7 @@ class _Stage:
 class _Step:
     """A step on its way: its record so far, and the events that still have to pass."""
 
-    __slots__ = ("anchor", "began", "began_ns", "ended", "ended_ns", "is_over", "metrics", "row", "stages")
+    __slots__ = ("anchor", "aside", "began", "began_ns", "ended", "ended_ns", "is_over", "metrics", "row", "stages")
 
     def __init__(self, row: dict[str, int | float], began: torch.cuda.Event | None, anchor: _Anchor | None) -> None:
         self.row = row
@@ -54,6 +54,7 @@ class _Step:
         self.is_over = False
         self.anchor = anchor
         self.stages: list[_Stage] = []
+        self.aside: list[torch.cuda.Event] = []  # on other streams than the step's own, which may lag behind it
         self.metrics: list[tuple[str, torch.Tensor]] = []
 
 
@@ -92,6 +93,7 @@ class StepClock:
         self._anchor_stream = torch.cuda.Stream() if has_device else None
         self._device = torch.cuda.current_device() if has_device else 0
         self._streams: dict[int, torch.cuda.Stream] = {}
+        self._step_stream: torch.cuda.Stream | None = None
 
     def step_passed(self) -> None:
         """The next step's mark has come: the open step, if any, ends here.
@@ -116,6 +118,7 @@ class StepClock:
         }
         if self._anchor_stream is not None and self._is_anchor_due():
             row |= self._take_anchor(self._anchor_stream)
+        self._step_stream = self._current_stream() if self._has_device else None
         self._open = _Step(row, self._record_event(), self._anchor)
         self._write_passed()
 
@@ -178,10 +181,13 @@ class StepClock:
         if not self._has_device or torch.cuda.is_current_stream_capturing():
             return None
         event = self._free_events.pop() if self._free_events else torch.cuda.Event(enable_timing=True)
+        stream = self._current_stream()
         try:
-            event.record(self._current_stream())
+            event.record(stream)
         except RuntimeError:
             return None  # the device has failed; the program's own next call says so better
+        if self._open is not None and stream is not self._step_stream:
+            self._open.aside.append(event)
         return event
 
     def _current_stream(self) -> torch.cuda.Stream:
@@ -243,9 +249,9 @@ def _add(row: dict[str, int | float], name: str, value: int) -> None:
 
 
 def _has_passed(step: _Step) -> bool:
-    """Whether all events of the step have passed; a stage on a side stream may outlast the step on its own."""
-    events = (step.ended, *(event for one in step.stages for event in (one.began, one.left)))
-    return all(event is None or event.query() for event in events)
+    """Whether all events of the step have passed: on its own stream none comes after the last, so that one is asked
+    alone (0.26 to 1.9 us a question, of 140)."""
+    return (step.ended is None or step.ended.query()) and all(event.query() for event in step.aside)
 
 
 def _elapsed_ns(start: torch.cuda.Event, end: torch.cuda.Event) -> int:

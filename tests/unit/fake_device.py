@@ -16,6 +16,7 @@ from speedprof.capture import step_clock
 from speedprof.step_records import ABSENT_INT, Mark, read_records
 
 CURRENT_STREAM = object()
+SIDE_STREAM = object()
 
 EPOCH_NS = 1_795_000_000_000_000_000
 
@@ -41,6 +42,8 @@ class FakeDevice:
     clock: FakeClock
     offset_ns: int = 0
     busy_until_ns: int = 0
+    side_busy_until_ns: int = 0
+    is_on_side: bool = False  # whether the program is on its side stream
     is_capturing: bool = False
     has_failed: bool = False
     answer_ns: int = 0  # what a query costs the host
@@ -50,7 +53,10 @@ class FakeDevice:
 
     def work(self, ns: int) -> None:
         """Launch a kernel of `ns` on the current stream; the host does not wait."""
-        self.busy_until_ns = max(self.busy_until_ns, self.clock.now_ns) + ns
+        if self.is_on_side:
+            self.side_busy_until_ns = max(self.side_busy_until_ns, self.clock.now_ns) + ns
+        else:
+            self.busy_until_ns = max(self.busy_until_ns, self.clock.now_ns) + ns
 
     def require_sound(self) -> None:
         if self.has_failed:
@@ -59,7 +65,7 @@ class FakeDevice:
     def synchronize(self) -> None:
         self.require_sound()
         self.synchronized_at.append(self.clock.now_ns)
-        self.clock.now_ns = max(self.clock.now_ns, self.busy_until_ns)
+        self.clock.now_ns = max(self.clock.now_ns, self.busy_until_ns, self.side_busy_until_ns)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         replaced: dict[str, Callable[..., object]] = {
@@ -67,12 +73,12 @@ class FakeDevice:
             "Stream": object,
             "synchronize": self.synchronize,
             "current_device": lambda: 0,
-            "current_stream": lambda: CURRENT_STREAM,
+            "current_stream": lambda: SIDE_STREAM if self.is_on_side else CURRENT_STREAM,
             "is_current_stream_capturing": lambda: self.is_capturing,
         }
         for name, replacement in replaced.items():
             monkeypatch.setattr(torch.cuda, name, replacement)
-        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: int(self.is_on_side), raising=False)
 
 
 class FakeEvent:
@@ -87,8 +93,9 @@ class FakeEvent:
     def record(self, stream: object = None) -> None:
         self._device.require_sound()
         now_ns = self._device.clock.now_ns
-        is_idle = stream is not CURRENT_STREAM
-        self._passes_ns = now_ns + self._device.lateness_ns if is_idle else max(now_ns, self._device.busy_until_ns)
+        busy = {CURRENT_STREAM: self._device.busy_until_ns, SIDE_STREAM: self._device.side_busy_until_ns}
+        is_idle = stream not in busy
+        self._passes_ns = now_ns + self._device.lateness_ns if is_idle else max(now_ns, busy[stream])
         self._stamp_ns = self._passes_ns + self._device.offset_ns
 
     def query(self) -> bool:

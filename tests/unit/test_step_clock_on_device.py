@@ -214,3 +214,26 @@ def test_a_device_that_failed_leaves_the_hosts_times(
     assert rows_of(path) == [
         {"step": 0, "kind": 0, "mark": 1, "phase": 0, "host_start_ns": EPOCH_NS + 1_000, "host_ns": 100}
     ]
+
+
+def test_a_stage_on_a_side_stream_that_outlasts_its_step_is_waited_for_by_nobody(
+    steps: StepClock, path: Path, clock: FakeClock, device: FakeDevice, writer: RecordWriter
+) -> None:
+    begin(steps, 0)
+    device.is_on_side = True
+    steps.stage_began("update", "muon.attn")
+    device.work(9 * MS)
+    steps.stage_ended()
+    device.is_on_side = False
+    device.work(2 * MS)
+    clock.pass_ns(100)
+    begin(steps, 1)
+    clock.pass_ns(3 * MS)
+    begin(steps, 2)  # the first step has passed on its own stream, its stage has not
+    writer.flush()
+    assert rows_of(path) == []
+    clock.pass_ns(7 * MS)
+    begin(steps, 3)
+    writer.flush()
+    assert column(path, "stage_stream_ns:update/muon.attn")[0] == 9 * MS
+    assert device.synchronized_at == []
