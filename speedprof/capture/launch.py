@@ -228,13 +228,21 @@ def _closing_limit_s(run_dir: RunDir) -> float:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP, in the order in which they come, instead of being ended by them."""
+    """Collect SIGINT, SIGTERM and SIGHUP, in the order in which they come, instead of being ended by them.
+
+    One that is ignored already stays so: nohup asks for that.
+    """
     received: list[int] = []
 
     def receive(number: int, _: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    wanted = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, receive) for number in wanted}
     try:
         yield received
     finally:

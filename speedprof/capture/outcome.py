@@ -46,7 +46,10 @@ def judge(run_dir: RunDir, *, returncode: int, num_ranks: int, received: list[in
         end = "\n".join(launcher_log.strip().splitlines()[-_NUM_LAUNCHER_LINES:])
         return _failed(_describe_missing(len(records), num_ranks, launcher_log), end)
     if culprit is not None:
-        return _failed(_describe(culprit, records, launcher_log), culprit.error)
+        failure = _describe(culprit, records, launcher_log)
+        if culprit.status is RunStatus.RUNNING:
+            failure += _last_words(run_dir, culprit.rank)
+        return _failed(failure, culprit.error)
     if returncode:
         return _failed(f"torch.distributed.run exited with {returncode}", launcher_log)
     return Outcome(status=RunStatus.PARTIAL, exit_code=ExitCode.FINE)
@@ -82,7 +85,7 @@ def _describe(culprit: RankRecord, records: list[RankRecord], launcher_log: str)
     where = "before its first step" if last_step is None else f"about step {last_step}"
     killer = _killing_signal(culprit, launcher_log)
     if culprit.status is RunStatus.RUNNING:
-        cause = f"killed by {killer}" if killer else "killed from outside or crashed"
+        cause = f"killed by {killer}" if killer else "killed from outside, crashed, or left by os._exit"
         return f"rank {culprit.rank} died {where} without a word: {cause}"
     if culprit.status is RunStatus.INTERRUPTED:
         return f"rank {culprit.rank} was ended by SIGTERM {where}, from outside this capture"
@@ -96,6 +99,17 @@ def _describe_missing(num_started: int, num_ranks: int, launcher_log: str) -> st
         return f"{num_started} of {num_ranks} ranks started; torch.distributed.run says why above"
     how = f"killed by {signal.Signals(-int(first[2])).name}" if int(first[2]) < 0 else f"exit code {first[2]}"
     return f"rank {first[1]} ended before it could start: {how}"
+
+
+def _last_words(run_dir: RunDir, rank: int) -> str:
+    """What the rank printed last, which may be all that a full disk or a crash has left of it."""
+    try:
+        lines = run_dir.log_path(rank).read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    if any("No space left on device" in line for line in lines[-_NUM_LAUNCHER_LINES:]):
+        return "; no space was left on the device: free some, or choose another --out"
+    return f"; its log ends with: {lines[-1]}" if lines else ""
 
 
 def _killing_signal(record: RankRecord, launcher_log: str) -> str | None:

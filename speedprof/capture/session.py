@@ -250,12 +250,16 @@ class CaptureSession:
             self._script.close()
         except Exception as error:  # the trace is lost, the rest must not be
             self._note(f"the trace was lost: {error}")
-        if self._clock is not None:
-            self._clock.close(is_last_whole=status in {RunStatus.COMPLETE, RunStatus.PARTIAL})
-        self._writer.close()
         if self._record.status is not RunStatus.FAILED:
             self._end(status, exit_code=exit_code, error=None)
-        self.save(durable=True)
+        try:
+            if self._clock is not None:
+                self._clock.close(is_last_whole=status in {RunStatus.COMPLETE, RunStatus.PARTIAL})
+            self._writer.close()
+        except OSError as error:
+            self._end(RunStatus.FAILED, exit_code=1, error=f"the step log could not be written: {error}")
+        with contextlib.suppress(OSError):  # on a full disk the launcher finds the reason in this rank's log
+            self.save(durable=True)
 
     def _end(self, status: RunStatus, *, exit_code: int, error: str | None) -> None:
         self._record = replace(

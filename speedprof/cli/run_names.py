@@ -6,13 +6,14 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from speedprof.errors import UnreadableError, UsageError
 from speedprof.run_dir import RunDir
 
 
 def find_run(name: str, root: Path) -> RunDir:
-    """The run that `name` means: a path, `latest`, `latest~1`, `@<commit>` or the start of a run's id.
+    """The run that `name` means: a path, `latest`, `latest~1`, `@<commit>` (its latest run) or the start of a run's id.
 
     Runs are looked for in `root`. Raises UsageError where none or more than one fits.
     """
@@ -23,7 +24,10 @@ def find_run(name: str, root: Path) -> RunDir:
         raise UsageError(f"{root}: holds no run", next_step="make one with `python -m speedprof capture`")
     if name.startswith("latest"):
         return RunDir(root / _nth_latest(name, runs))
-    fits = [run for run in runs if (f"_{name[1:]}" in run if name.startswith("@") else run.startswith(name))]
+    if name.startswith("@"):
+        fits = [run for run in runs if len(name) > 1 and _commit(root / run).startswith(name[1:])][-1:]
+    else:
+        fits = [run for run in runs if run.startswith(name)]
     if len(fits) != 1:
         problem = f"{len(fits)} runs fit" if fits else "no run fits"
         raise UsageError(f"{name}: {problem} in {root}", next_step=f"the latest is {runs[-1]}")
@@ -46,10 +50,26 @@ def _run_at(path: Path) -> RunDir:
 def _age(path: Path) -> tuple[float, str]:
     """Sorts runs from the oldest to the newest; a run whose manifest is damaged or lost counts as old."""
     try:
-        created = datetime.fromisoformat(json.loads((path / "manifest.json").read_bytes())["created"]).timestamp()
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        created = datetime.fromisoformat(_manifest(path)["created"]).timestamp()
+    except (KeyError, TypeError, ValueError):
         created = 0.0
     return created, path.name
+
+
+def _commit(path: Path) -> str:
+    """The commit that a run was made from; empty where it is not known."""
+    try:
+        return str(_manifest(path)["environment"]["git"]["commit"])
+    except (KeyError, TypeError):
+        return ""
+
+
+def _manifest(path: Path) -> Any:
+    """The manifest as it lies there, unchecked; empty where it cannot be read."""
+    try:
+        return json.loads((path / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def _nth_latest(name: str, runs: list[str]) -> str:

@@ -48,7 +48,7 @@ def report_on_traces(paths: Sequence[Path]) -> Report:
     """
     notes: list[str] = []
     traces: list[tuple[Path, Trace]] = []
-    for path in paths:
+    for path in dict.fromkeys(paths):  # a file named twice is read once
         traces += _read_folder(path, notes) if path.is_dir() else [(path, read_kineto(path))]
     _require_one_run(traces)
     return _report(paths, [trace for _, trace in traces], step_log=None, manifest=None, notes=notes)

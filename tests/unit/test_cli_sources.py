@@ -28,8 +28,14 @@ def run_dir(tmp_path: Path) -> RunDir:
 
 def test_two_traces_of_a_rank_are_refused(run_dir: RunDir) -> None:
     path = run_dir.kineto_paths()[0]
+    again = shutil.copy(path, run_dir.path / "again.json.gz")
     with pytest.raises(UnreadableError, match=r"is of rank 0, as .* is; name the traces of one run alone"):
-        report_on([str(path), str(path)], run_dir.path)
+        report_on([str(path), str(again)], run_dir.path)
+
+
+def test_a_file_that_is_named_twice_is_read_once(run_dir: RunDir) -> None:
+    path = str(run_dir.kineto_paths()[0])
+    assert [rank.rank for rank in report_on([path, path], run_dir.path).analysis.ranks] == [0]
 
 
 def test_a_folder_of_several_runs_is_refused() -> None:

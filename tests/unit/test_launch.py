@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from speedprof.capture import launch as launching
-from speedprof.capture.launch import Launch, Watcher, build_command, choose_num_ranks, create_run
+from speedprof.capture.launch import Launch, Watcher, build_command, choose_num_ranks, create_run, interrupts
 from speedprof.capture.outcome import Outcome, find_culprit, judge
 from speedprof.capture.plan import CapturePlan
 from speedprof.errors import EnvironmentUnfitError, ExitCode, UsageError
@@ -159,6 +160,32 @@ def test_a_launcher_that_was_killed_is_named_and_not_its_ranks(tmp_path: Path) -
     assert (outcome.status, outcome.exit_code) == (RunStatus.FAILED, 3)
     assert outcome.failure is not None
     assert outcome.failure.startswith("torch.distributed.run was killed by SIGKILL")
+
+
+def test_a_rank_that_died_silently_is_told_with_the_last_words_of_its_log(tmp_path: Path) -> None:
+    run_dir, _ = create_run(LAUNCH, tmp_path, run_id="run", command=[])
+    run_dir.launcher_log_path.touch()
+    for rank in (0, 1):
+        write_rank_record(run_dir, silent(rank), durable=False)
+    run_dir.log_path(0).write_text("step 3\nFatal Python error: Segmentation fault\n")
+    ended_so = judge(run_dir, returncode=1, num_ranks=2, received=[]).failure
+    assert ended_so is not None
+    assert ended_so.endswith("left by os._exit; its log ends with: Fatal Python error: Segmentation fault")
+    run_dir.log_path(0).write_text("OSError: [Errno 28] No space left on device\n")
+    full = judge(run_dir, returncode=1, num_ranks=2, received=[]).failure
+    assert full is not None
+    assert full.endswith("no space was left on the device: free some, or choose another --out")
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts() as received:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGINT)
+        assert received == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_rank_that_died_before_it_could_say_anything_is_found_in_the_launchers_report(tmp_path: Path) -> None:

@@ -307,13 +307,14 @@ def test_a_closed_or_running_manifest_is_left_alone(filled: RunDir) -> None:
 def root(tmp_path: Path) -> Path:
     """Three runs: the newest has a name of its own that sorts first."""
     runs = {
-        "20261120-100000_aaaaaaa_tiny_cpu_2xcpu": "2026-11-20T10:00:00+00:00",
-        "20261121-100000_bbbbbbb-dirty_tiny_cpu_2xcpu": "2026-11-21T10:00:00+02:00",
-        "0-mine": "2026-11-21T09:00:00+00:00",
+        "20261120-100000_aaaaaaa_tiny_cpu_2xcpu": ("2026-11-20T10:00:00+00:00", "a" * 40),
+        "20261121-100000_bbbbbbb-dirty_tiny_cpu_2xcpu": ("2026-11-21T10:00:00+02:00", "b" * 40),
+        "0-mine": ("2026-11-21T09:00:00+00:00", "a" * 40),
     }
-    for name, created in runs.items():
+    for name, (created, commit) in runs.items():
         (tmp_path / "traces" / name).mkdir(parents=True)
-        write_manifest(RunDir(tmp_path / "traces" / name), manifest(run_id=name, created=created))
+        of_run = manifest(run_id=name, created=created, environment={"git": {"commit": commit}})
+        write_manifest(RunDir(tmp_path / "traces" / name), of_run)
     return tmp_path / "traces"
 
 
@@ -327,8 +328,9 @@ def root(tmp_path: Path) -> Path:
         ("20261121", "20261121"),
         ("20261120-1", "20261120"),
         ("0", "0-mine"),
-        ("@aaaaaaa", "20261120"),
+        ("@aaaaaaa", "0-mine"),  # the latest of that commit
         ("@bbb", "20261121"),
+        (f"@{'b' * 40}", "20261121"),
     ],
 )
 def test_a_run_is_found_by_age_start_of_name_and_commit(root: Path, name: str, start: str) -> None:
