@@ -7,6 +7,7 @@ see is the first one's own error.
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from speedprof.run_dir import RankRecord, RunDir, RunStatus, read_rank_records
 
 # Of torch.distributed.run's own report, the end says why a rank never came to say anything itself.
 _NUM_LAUNCHER_LINES = 30
+
+# A disk with less than this is full: a rank's record or a flush of its step log no longer fits.
+_FULL_BYTES = 64_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +106,13 @@ def _describe_missing(num_started: int, num_ranks: int, launcher_log: str) -> st
 
 
 def _last_words(run_dir: RunDir, rank: int) -> str:
-    """What the rank printed last, which may be all that a full disk or a crash has left of it."""
+    """What may have ended the rank: a full disk, on which it could not even say so, or what it printed last."""
+    if shutil.disk_usage(run_dir.path).free < _FULL_BYTES:
+        return "; no space is left on the device: free some, or choose another --out"
     try:
         lines = run_dir.log_path(rank).read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    if any("No space left on device" in line for line in lines[-_NUM_LAUNCHER_LINES:]):
-        return "; no space was left on the device: free some, or choose another --out"
     return f"; its log ends with: {lines[-1]}" if lines else ""
 
 

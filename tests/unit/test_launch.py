@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,7 +163,9 @@ def test_a_launcher_that_was_killed_is_named_and_not_its_ranks(tmp_path: Path) -
     assert outcome.failure.startswith("torch.distributed.run was killed by SIGKILL")
 
 
-def test_a_rank_that_died_silently_is_told_with_the_last_words_of_its_log(tmp_path: Path) -> None:
+def test_a_rank_that_died_silently_is_told_with_a_full_disk_or_the_last_words_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir, _ = create_run(LAUNCH, tmp_path, run_id="run", command=[])
     run_dir.launcher_log_path.touch()
     for rank in (0, 1):
@@ -171,10 +174,10 @@ def test_a_rank_that_died_silently_is_told_with_the_last_words_of_its_log(tmp_pa
     ended_so = judge(run_dir, returncode=1, num_ranks=2, received=[]).failure
     assert ended_so is not None
     assert ended_so.endswith("left by os._exit; its log ends with: Fatal Python error: Segmentation fault")
-    run_dir.log_path(0).write_text("OSError: [Errno 28] No space left on device\n")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4_096))
     full = judge(run_dir, returncode=1, num_ranks=2, received=[]).failure
     assert full is not None
-    assert full.endswith("no space was left on the device: free some, or choose another --out")
+    assert full.endswith("no space is left on the device: free some, or choose another --out")
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
