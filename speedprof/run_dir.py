@@ -169,6 +169,13 @@ def write_rank_record(run_dir: RunDir, record: RankRecord, *, durable: bool) -> 
     write_atomically(run_dir.rank_path(record.rank), _to_json(record), durable=durable)
 
 
+def overwrite_rank_record(run_dir: RunDir, record: RankRecord) -> None:
+    """Write over the record as it lies there, which needs no room on a full disk but is not whole at every instant."""
+    with open(run_dir.rank_path(record.rank), "r+b") as file:
+        file.write(_to_json(record))
+        file.truncate()
+
+
 def close_manifest(run_dir: RunDir, manifest: Manifest, *, status: RunStatus, failure: str | None) -> Manifest:
     """Write the manifest for the last time. Raises OSError where it cannot be written."""
     closed = _closed(run_dir, manifest, status=status, failure=failure)

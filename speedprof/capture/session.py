@@ -12,11 +12,9 @@ import argparse
 import contextlib
 import faulthandler
 import os
-import runpy
 import socket
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -31,10 +29,11 @@ from speedprof import annotate
 from speedprof.annotate import StepKind
 from speedprof.capture.plan import WRITING_TRACE, CapturePlan
 from speedprof.capture.profiler import StepProfiler, measure_trace_bytes, write_trace
+from speedprof.capture.program import code_of, last_line, own_traceback, redirect_output, run_as_main
 from speedprof.capture.step_clock import StepClock
 from speedprof.capture.termination import CaptureTerminated, Termination, die_with_parent
 from speedprof.errors import ExitCode
-from speedprof.run_dir import RankRecord, RunDir, RunStatus, is_process_alive, write_rank_record
+from speedprof.run_dir import RankRecord, RunDir, RunStatus, is_process_alive, overwrite_rank_record, write_rank_record
 from speedprof.step_records import Mark, RecordWriter
 from speedprof.units import NS_PER_S
 
@@ -236,7 +235,9 @@ class CaptureSession:
     # What is written
 
     def save(self, *, durable: bool) -> None:
-        write_rank_record(self._run_dir, self._record, durable=durable)
+        """Say where this rank stands. On a full disk it goes on without: only the last word matters."""
+        with contextlib.suppress(OSError):
+            write_rank_record(self._run_dir, self._record, durable=durable)
 
     def fail(self, *, exit_code: int, error: str) -> None:
         """Write down at once how this rank failed: what failed first is what a user must see."""
@@ -258,8 +259,15 @@ class CaptureSession:
             self._writer.close()
         except OSError as error:
             self._end(RunStatus.FAILED, exit_code=1, error=f"the step log could not be written: {error}")
-        with contextlib.suppress(OSError):  # on a full disk the launcher finds the reason in this rank's log
-            self.save(durable=True)
+        self._save_at_last()
+
+    def _save_at_last(self) -> None:
+        """Save for the last time. On a full disk there may be no room for a new file, but there is for the old one."""
+        try:
+            write_rank_record(self._run_dir, self._record, durable=True)
+        except OSError:
+            with contextlib.suppress(OSError):
+                overwrite_rank_record(self._run_dir, self._record)
 
     def _end(self, status: RunStatus, *, exit_code: int, error: str | None) -> None:
         self._record = replace(
@@ -304,7 +312,7 @@ def run_program(
     exit_code, status = 0, RunStatus.COMPLETE
     try:
         try:
-            _run_as_main(program)
+            run_as_main(program)
         finally:
             termination.ignore()  # from here on things are written down
         status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
@@ -313,62 +321,19 @@ def run_program(
     except (CaptureTerminated, KeyboardInterrupt):
         exit_code, status = ExitCode.TERMINATED, RunStatus.INTERRUPTED
     except SystemExit as stop:
-        exit_code = _code_of(stop)
+        exit_code = code_of(stop)
         status = RunStatus.COMPLETE if session.is_finished else RunStatus.PARTIAL
         if exit_code:
             status = RunStatus.FAILED
-            session.fail(exit_code=exit_code, error=_last_line(log_path))
+            session.fail(exit_code=exit_code, error=last_line(log_path))
     except BaseException as error:
         exit_code, status = 1, RunStatus.FAILED
-        text = _own_traceback(error)
+        text = own_traceback(error, caller=__file__)
         session.fail(exit_code=exit_code, error=text)
-        print(text, file=sys.stderr)
+        with contextlib.suppress(OSError):  # the log may lie on the full disk that is the trouble
+            print(text, file=sys.stderr)
     session.close(status, exit_code=exit_code)
     return exit_code
-
-
-def _run_as_main(program: str) -> None:
-    if program.endswith(".py"):
-        sys.path.insert(0, str(Path(program).resolve().parent))
-        runpy.run_path(program, run_name="__main__")
-    else:
-        sys.path.insert(0, os.getcwd())
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-
-
-def _own_traceback(error: BaseException) -> str:
-    """The traceback as the program alone would have printed it, without this session's frames above it."""
-    ours = {__file__, "<frozen runpy>"}
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in ours and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
-
-
-def _code_of(stop: SystemExit) -> int:
-    if stop.code is None or isinstance(stop.code, int):
-        return stop.code or 0
-    print(stop.code, file=sys.stderr)  # as the interpreter would
-    return 1
-
-
-def _last_line(log_path: Path) -> str:
-    sys.stderr.flush()
-    with contextlib.suppress(OSError):
-        lines = log_path.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it printed nothing"
-    return "its log cannot be read"
-
-
-def _redirect_output(log_path: Path) -> None:
-    """Send what this process and its children print to the rank's own log, line by line."""
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)
 
 
 def main() -> int:
@@ -380,7 +345,7 @@ def main() -> int:
     options = parser.parse_args()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run_dir = RunDir(options.run_dir.resolve())  # the program may change folder
-    _redirect_output(run_dir.log_path(rank))
+    redirect_output(run_dir.log_path(rank))
     die_with_parent()
     faulthandler.enable()
     termination = Termination()

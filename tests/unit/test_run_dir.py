@@ -23,6 +23,7 @@ from speedprof.run_dir import (
     find_artifacts,
     find_damage,
     is_process_alive,
+    overwrite_rank_record,
     read_manifest,
     read_or_rebuild_manifest,
     read_rank_records,
@@ -378,3 +379,9 @@ def test_a_container_of_the_wrong_type_is_refused_by_name(run_dir: RunDir, name:
     run_dir.manifest_path.write_text(json.dumps({**document, name: 3}))
     with pytest.raises(UnreadableError, match=f"{name} is no"):
         read_manifest(run_dir)
+
+
+def test_a_record_written_over_an_older_one_leaves_nothing_of_it(run_dir: RunDir) -> None:
+    write_rank_record(run_dir, record(0, notes=["a long note " * 20]), durable=False)
+    overwrite_rank_record(run_dir, record(0, notes=["short"]))
+    assert [one.notes for one in read_rank_records(run_dir)] == [["short"]]
