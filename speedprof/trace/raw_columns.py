@@ -123,7 +123,6 @@ class ColumnGatherer:
     names: NameTable = field(default_factory=NameTable)
     categories: NameTable = field(default_factory=NameTable)
     num_broken: int = 0
-    num_events: int = 0
     _tracks: _Tracks = field(default_factory=_Tracks)
     _parts: dict[Source, list[RawEvents]] = field(default_factory=lambda: {source: [] for source in Source})
 
@@ -135,7 +134,6 @@ class ColumnGatherer:
                 buckets.setdefault(event.cat, []).append(event)
         for category, bucket in buckets.items():
             self._parts[CATEGORIES[category]].append(self._columns(category, bucket))
-            self.num_events += len(bucket)
 
     def gathered(self, source: Source, base_ns: int) -> RawEvents:
         """All events of a source, in an order that does not depend on the file's; times gain the base time."""
