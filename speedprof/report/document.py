@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from speedprof import __version__
@@ -11,6 +12,7 @@ from speedprof.analyses.analysis import Analysis, RankAnalysis
 from speedprof.analyses.breakdown import Partition, Segment
 from speedprof.analyses.step_time import StepTime
 from speedprof.findings import Finding, mean_step_ns
+from speedprof.report.sections import Section
 from speedprof.run_dir import Manifest
 from speedprof.step_log import StepLog
 
@@ -23,7 +25,8 @@ SCHEMA_VERSION = 1
 class Report:
     """One run, or a set of traces without one, ready to be shown.
 
-    Traces from elsewhere have neither `manifest` nor `step_log`. `sources` are the names of what was read.
+    Traces from elsewhere have neither `manifest` nor `step_log`. `sources` are the names of what was read, and
+    `trace_paths` the trace files among them. `sections` are the parts that were asked for.
     """
 
     analysis: Analysis
@@ -31,6 +34,8 @@ class Report:
     manifest: Manifest | None
     step_log: StepLog | None
     sources: tuple[str, ...]
+    trace_paths: tuple[Path, ...] = ()
+    sections: frozenset[Section] = frozenset(Section)
 
 
 def as_document(report: Report) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class RawTrace:
     """
 
     rank: int
+    world_size: int | None
     notes: tuple[str, ...]
     is_damaged: bool
     names_device: bool
@@ -63,6 +64,7 @@ def assemble(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> Trace:
     )
     return Trace(
         rank=raw.rank,
+        world_size=raw.world_size,
         timeline=Timeline.DEVICE if on_device else Timeline.HOST,
         kernels=_make_kernels(raw, work, steps),
         launches=_make_launches(raw),

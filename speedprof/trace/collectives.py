@@ -161,6 +161,7 @@ def _declared(args: list[Args | None]) -> dict[str, pl.Series]:
     texts = {
         "declared_name": [one.collective for one in known],
         "process_group": [one.process_group for one in known],
+        "group_ranks": [one.group_ranks for one in known],
         "dtype": [one.dtype for one in known],
     }
     numbers = {

@@ -34,6 +34,7 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     group_size: Int64 = msgspec.field(default=ABSENT, name="Group size")
     dtype: str | None = None
     process_group: str | None = msgspec.field(default=None, name="Process Group Name")
+    group_ranks: str | None = msgspec.field(default=None, name="Process Group Ranks")
     seq: Int64 = msgspec.field(default=ABSENT, name="Seq")
 
 

@@ -36,11 +36,13 @@ class ErrorBudget:
 class Trace:
     """One rank's trace; speedprof.trace.schema says what each table's columns hold. Never changed in place.
 
+    `world_size` is how many ranks the run had, None where the file does not say.
     `is_damaged`: more than a negligible part of the file could not be read; `notes` say why and how much. Its steps
     have no kind then: Kineto does not write in order of time, so none is known to be whole.
     """
 
     rank: int
+    world_size: int | None
     timeline: Timeline
     kernels: pl.DataFrame
     launches: pl.DataFrame

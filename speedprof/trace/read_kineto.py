@@ -63,6 +63,7 @@ def _gather(gatherer: ColumnGatherer, path: Path, metadata: dict[str, Any], log:
     range_op, gloo_op, gloo = is_range[operators.name], is_gloo[operators.name], is_gloo[annotations.name]
     return RawTrace(
         rank=rank,
+        world_size=_find_world_size(metadata),
         notes=tuple(log.notes),
         is_damaged=log.is_damaged,
         names_device=bool(metadata.get("deviceProperties")),
@@ -103,6 +104,12 @@ def _find_rank(path: Path, metadata: dict[str, Any], log: ReadLog) -> int:
     if named is None:
         log.note("neither the file nor its name says its rank: taken as rank 0")
     return 0 if named is None else int(named[1])
+
+
+def _find_world_size(metadata: dict[str, Any]) -> int | None:
+    said = metadata.get("distributedInfo")
+    size = said.get("world_size") if isinstance(said, dict) else None
+    return size if type(size) is int and 0 < size < 2**31 else None
 
 
 def _find_base_ns(metadata: dict[str, Any], log: ReadLog) -> int:

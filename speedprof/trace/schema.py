@@ -111,6 +111,9 @@ COLLECTIVES: Mapping[str, Column] = {
     "in_elements": Column(dtype=INT, meaning="elements that this rank gives", null_when="the file does not say"),
     "out_elements": Column(dtype=INT, meaning="elements that this rank gets", null_when="the file does not say"),
     "group_size": Column(dtype=INT, meaning="ranks that take part", null_when="the file does not say"),
+    "group_ranks": Column(
+        dtype=NAME, meaning="ranks that take part as the file lists them", null_when="the file does not say"
+    ),
     "start_ns": _START,
     "end_ns": _END,
     "stream": Column(dtype=INT, meaning="stream on the device", null_when="it runs on the host"),

@@ -1,0 +1,70 @@
+"""From traces to an analysis in two moves: each rank by itself, wherever it was read, then the ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from speedprof.analyses.analysis import Analysis, RankAnalysis
+from speedprof.analyses.bandwidth import measure_bandwidth
+from speedprof.analyses.breakdown import measure_breakdown
+from speedprof.analyses.certainty import measure_certainty
+from speedprof.analyses.copies import measure_copies
+from speedprof.analyses.exposure import measure_exposure
+from speedprof.analyses.idle_gaps import measure_idle_gaps
+from speedprof.analyses.launches import measure_launches
+from speedprof.analyses.matching import match_collectives
+from speedprof.analyses.stages import measure_stages
+from speedprof.analyses.step_time import StepTime
+from speedprof.analyses.stragglers import find_stragglers
+from speedprof.analyses.timeline import RankTimeline, make_timeline
+from speedprof.analyses.top_kernels import measure_kernels
+from speedprof.trace.model import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMeasurement:
+    """What one rank's trace gives by itself. It is all that the process that read the trace sends on."""
+
+    analysis: RankAnalysis
+    timeline: RankTimeline
+    notes: tuple[str, ...]
+
+
+def measure_rank(trace: Trace) -> RankMeasurement:
+    breakdown, idle = measure_breakdown(trace), measure_idle_gaps(trace)
+    return RankMeasurement(
+        analysis=RankAnalysis(
+            rank=trace.rank,
+            breakdown=breakdown,
+            stages=measure_stages(trace),
+            idle=idle,
+            launches=measure_launches(trace),
+            kernels=measure_kernels(trace),
+            copies=measure_copies(trace, breakdown),
+            error_budget=trace.error_budget,
+            certainty=measure_certainty(trace),
+            is_damaged=trace.is_damaged,
+        ),
+        timeline=make_timeline(trace, breakdown, idle),
+        notes=tuple(f"rank {trace.rank}: {note}" for note in trace.notes),
+    )
+
+
+def compare_ranks(
+    measurements: Sequence[RankMeasurement], *, step_times: tuple[StepTime, ...] = (), notes: Sequence[str] = ()
+) -> Analysis:
+    """Everything about these ranks of one run, in the order of their numbers. Damaged ranks are compared with none."""
+    ordered = sorted(measurements, key=lambda one: one.analysis.rank)
+    whole = [one.timeline for one in ordered if not one.timeline.is_damaged]
+    match = match_collectives(whole) if any(len(rank.collectives) for rank in whole) else None
+    exposures = measure_exposure(whole, match) if match else ()
+    exposure_of = {one.rank: one for one in exposures}
+    return Analysis(
+        ranks=tuple(replace(one.analysis, exposure=exposure_of.get(one.analysis.rank)) for one in ordered),
+        match=match,
+        bandwidths=measure_bandwidth(whole, match) if match else (),
+        stragglers=find_stragglers(whole, match, exposures) if match else (),
+        step_times=step_times,
+        notes=(*notes, *(note for one in ordered for note in one.notes)),
+    )
