@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from speedprof.analyses.analysis import Analysis, RankAnalysis
+from speedprof.analyses.bandwidth import CollectiveBandwidth
 from speedprof.analyses.breakdown import Breakdown, Partition, Segment
+from speedprof.analyses.certainty import PartitionWithout
 from speedprof.analyses.copies import CopyTime
+from speedprof.analyses.exposure import RankExposure
+from speedprof.analyses.idle_gaps import GapCause, GapGroup, IdleGaps
+from speedprof.analyses.launches import LaunchOverhead
+from speedprof.analyses.matching import CollectiveMatch
 from speedprof.analyses.stages import StageTime
 from speedprof.analyses.step_time import measure_step_time
+from speedprof.analyses.stragglers import Straggler
+from speedprof.analyses.top_kernels import KernelTime
 from speedprof.findings import find_all
 from speedprof.report.document import Report
 from speedprof.run_dir import Manifest, RankRecord, RunStatus
@@ -85,6 +94,28 @@ def budget(device_events: int = 1_000, unlinked: int = 0) -> ErrorBudget:
     return ErrorBudget(device_events=device_events, unlinked=unlinked, cut=0, crossing=0, zero_length=2)
 
 
+def idle_gaps(by_cause: Mapping[GapCause, int] | None = None, groups: tuple[GapGroup, ...] = ()) -> IdleGaps:
+    """Idle time by its cause in ns, without the table of single gaps."""
+    table = pl.DataFrame(
+        schema={
+            **dict.fromkeys(("start_ns", "end_ns", "step"), pl.Int64),
+            **dict.fromkeys(("cause", "range", "op", "call", "kernel"), pl.String),
+        }
+    )
+    return IdleGaps(table=table, groups=groups, by_cause=dict(by_cause or {}))
+
+
+NO_LAUNCHES = LaunchOverhead(
+    num_launches=0,
+    num_kernels=0,
+    launch_ns=0,
+    median_launch_ns=None,
+    median_lead_ns=None,
+    num_late=0,
+    num_short=0,
+)
+
+
 def rank_analysis(
     rank: int,
     steps: list[Partition],
@@ -94,19 +125,44 @@ def rank_analysis(
     error_budget: ErrorBudget | None = None,
     is_damaged: bool = False,
     copies: tuple[CopyTime, ...] = (),
+    idle: IdleGaps | None = None,
+    launches: LaunchOverhead = NO_LAUNCHES,
+    kernels: tuple[KernelTime, ...] = (),
+    certainty: tuple[PartitionWithout, ...] = (),
+    exposure: RankExposure | None = None,
 ) -> RankAnalysis:
     return RankAnalysis(
         rank=rank,
         breakdown=breakdown(rank, steps, timeline=timeline),
         stages=stages,
+        idle=idle or idle_gaps(),
+        launches=launches,
+        kernels=kernels,
         error_budget=error_budget or budget(),
+        certainty=certainty,
+        exposure=exposure,
         is_damaged=is_damaged,
         copies=copies,
     )
 
 
-def analysis(ranks: tuple[RankAnalysis, ...] = (), log: StepLog | None = None, notes: tuple[str, ...] = ()) -> Analysis:
-    return Analysis(ranks=ranks, step_times=measure_step_time(log) if log else (), notes=notes)
+def analysis(
+    ranks: tuple[RankAnalysis, ...] = (),
+    log: StepLog | None = None,
+    notes: tuple[str, ...] = (),
+    *,
+    match: CollectiveMatch | None = None,
+    bandwidths: tuple[CollectiveBandwidth, ...] = (),
+    stragglers: tuple[Straggler, ...] = (),
+) -> Analysis:
+    return Analysis(
+        ranks=ranks,
+        match=match,
+        bandwidths=bandwidths,
+        stragglers=stragglers,
+        step_times=measure_step_time(log) if log else (),
+        notes=notes,
+    )
 
 
 def step_rows(rank: int, mark: str, first: int, times_ns: list[int], *, on_device: bool = True) -> list[dict[str, Any]]:
