@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from speedprof.analyses.analysis import Analysis
 from speedprof.findings.communication import find_exposed, find_what_cannot_be_told
-from speedprof.findings.costs import SMALLEST_COST_RATIO, has_host_timeline, mean_step_ns
+from speedprof.findings.copies import find_exposed_copies
+from speedprof.findings.costs import SMALLEST_COST_RATIO, has_host_timeline, has_steps, mean_step_ns, mean_window_ns
 from speedprof.findings.finding import Evidence, Finding, Severity, Slug
-from speedprof.findings.gaps import find_exposed_copies, find_idle_time
+from speedprof.findings.idle import find_idle_time
+from speedprof.findings.stragglers import find_clock_offsets, find_unmatched, find_waiting_for_stragglers
 from speedprof.findings.trust import find_profiler_overhead, find_unlinked_work, find_unsteady_steps
 
-__all__ = ["SMALLEST_COST_RATIO", "Evidence", "Finding", "Severity", "Slug", "find_all", "mean_step_ns"]
+__all__ = [
+    "SMALLEST_COST_RATIO",
+    "Evidence",
+    "Finding",
+    "Severity",
+    "Slug",
+    "find_all",
+    "has_steps",
+    "mean_step_ns",
+    "mean_window_ns",
+]
 
 
 def find_all(analysis: Analysis, *, ranks_share_cores: bool | None = None) -> tuple[Finding, ...]:
@@ -22,12 +34,14 @@ def find_all(analysis: Analysis, *, ranks_share_cores: bool | None = None) -> tu
     it is False does a host timeline carry a claim about overlap. It does not matter to device timelines.
     """
     can_tell_overlap = ranks_share_cores is False or not has_host_timeline(analysis)
+    about_overlap = (find_exposed, find_waiting_for_stragglers, find_unmatched)
     rules = (
-        find_exposed if can_tell_overlap else find_what_cannot_be_told,
+        *(about_overlap if can_tell_overlap else (find_what_cannot_be_told,)),
         find_idle_time,
         find_exposed_copies,
         find_profiler_overhead,
         find_unsteady_steps,
         find_unlinked_work,
+        find_clock_offsets,
     )
     return tuple(sorted((finding for rule in rules for finding in rule(analysis)), key=lambda found: -found.cost_ns))

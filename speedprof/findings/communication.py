@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from speedprof.analyses.analysis import Analysis, RankAnalysis
 from speedprof.analyses.breakdown import Partition
+from speedprof.analyses.exposure import ExposedSplit
 from speedprof.findings.costs import (
-    SMALLEST_COST_RATIO,
     ByRank,
     format_times,
     is_worth_telling,
     mean,
-    mean_step_ns,
     measure_by_rank,
+    per_window,
     rate,
     sound_ranks,
-    worst_rank,
+    windows_of,
     worst_step,
 )
 from speedprof.findings.finding import Finding, Severity, Slug
+from speedprof.findings.stragglers import waited_for_stragglers
 from speedprof.units import format_ns
 from speedprof.vocabulary import Stage
-
-# Where the rank with most has so many times what the rank with least has, it may be waiting for that rank.
-SMALLEST_WAITING_FACTOR = 2
 
 _STAGES_OF: dict[Slug, tuple[Stage, ...]] = {
     Slug.EXPOSED_REDUCE_SCATTER: (Stage.REDUCE_SCATTER, Stage.REDUCE_SCATTER_WAIT),
@@ -43,23 +42,38 @@ _TRY_NEXT = {
 _LONGEST_NAME = 80
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Exposed:
+    """Exposed time per step and rank: as measured, what of it is charged to this finding, and how it is split."""
+
+    measured: ByRank
+    charged: ByRank
+    split: ExposedSplit | None = None
+
+
 def find_exposed(analysis: Analysis) -> Iterator[Finding]:
     """Exposed collectives by stage and group; what no such finding explains is one more.
 
-    Two stages may be exposed at the same instant, so on a rank their sum can exceed the exposed time: it is then
-    shared out in proportion, and the costs together never exceed what is exposed. A claim tells what was measured.
+    What a rank waits for a straggler is the straggler's. Two stages may be exposed at the same instant, so on a rank
+    their sum can exceed what is left: it is then shared out in proportion, and the costs together never exceed what is
+    exposed. A claim tells what was measured.
     """
     ranks = sound_ranks(analysis)
-    rest = dict(measure_by_rank(ranks, _exposed_ns))
-    for (slug, group), measured, charged in _stage_times(ranks):
-        if is_worth_telling(analysis, mean(charged)):
-            rest = {rank: rest[rank] - charged[rank] for rank in rest}
+    whole = measure_by_rank(ranks, _exposed_ns)
+    waited = {rank.rank: per_window(rank, waited_for_stragglers(analysis, rank)) for rank in ranks}
+    rest = {rank: whole[rank] - waited[rank] for rank in whole}
+    stages = _stage_times(analysis, ranks)
+    for (slug, group), exposed in stages:
+        if is_worth_telling(analysis, mean(exposed.charged)):
+            rest = {rank: rest[rank] - exposed.charged[rank] for rank in rest}
             name = "Reduce-scatter" if slug is Slug.EXPOSED_REDUCE_SCATTER else "All-gather"
-            yield _finding(analysis, slug, f"{name} of {_shorten(group)}", measured, cost_ns=mean(charged))
+            yield _finding(analysis, slug, f"{name} of {_shorten(group)}", exposed)
     if is_worth_telling(analysis, mean(rest)):
-        is_whole = rest == measure_by_rank(ranks, _exposed_ns)
-        subject = "Communication" if is_whole else "Communication beyond the findings by group"
-        yield _finding(analysis, Slug.EXPOSED_COMMUNICATION, subject, rest, cost_ns=mean(rest))
+        is_whole = rest == whole
+        subject = "Communication" if is_whole else "Communication that no other finding is charged with"
+        split = _mean_split(ranks, [_sum(one.exposure.steps) if one.exposure else _sum([]) for one in ranks])
+        exposed = _Exposed(measured=rest, charged=rest, split=split if is_whole else None)
+        yield _finding(analysis, Slug.EXPOSED_COMMUNICATION, subject, exposed)
 
 
 def find_what_cannot_be_told(analysis: Analysis) -> Iterator[Finding]:
@@ -79,77 +93,99 @@ def find_what_cannot_be_told(analysis: Analysis) -> Iterator[Finding]:
         )
 
 
-def _finding(analysis: Analysis, slug: Slug, subject: str, times: ByRank, *, cost_ns: int) -> Finding:
-    is_share = format_ns(cost_ns) != format_ns(mean(times))
-    charged = f"; {format_ns(cost_ns)} of it is charged here, since others are exposed at the same time"
-    late = _rank_waited_for(analysis, times)
+def _finding(analysis: Analysis, slug: Slug, subject: str, exposed: _Exposed) -> Finding:
+    cost_ns = mean(exposed.charged)
+    is_share = format_ns(cost_ns) != format_ns(mean(exposed.measured))
+    charged = f"; {format_ns(cost_ns)} of it is charged here, the rest to other findings"
     return Finding(
         slug=slug,
         severity=rate(analysis, cost_ns),
-        claim=f"{subject} runs with no compute beside it for {format_times(analysis, times)}"
-        f"{charged if is_share else ''}{_waiting_remark(times, late)}.",
+        claim=f"{subject} runs with no compute beside it for {format_times(analysis, exposed.measured)}"
+        f"{_split_remark(exposed.split)}{charged if is_share else ''}.",
         cost_ns=cost_ns,
-        evidence=(worst_step(sound_ranks(analysis), times, _exposed_ns),),
-        try_next=_advice(slug, late),
+        evidence=(worst_step(sound_ranks(analysis), exposed.measured, _exposed_ns),),
+        try_next=_TRY_NEXT[slug],
     )
 
 
-def _stage_times(ranks: list[RankAnalysis]) -> list[tuple[tuple[Slug, str], ByRank, ByRank]]:
-    """The exposed time of each collective stage and group as measured and as charged, costliest first."""
-    groups = dict.fromkeys(stage.group for rank in ranks for stage in rank.stages)
+def _split_remark(split: ExposedSplit | None) -> str:
+    """What the time is made of; nothing where nothing of it is known."""
+    if split is None or not split.wait_ns + split.transfer_ns:
+        return ""
+    unsplit = f" and {format_ns(split.unsplit_ns)} not known which" if split.unsplit_ns else ""
+    wait, transfer = format_ns(split.wait_ns), format_ns(split.transfer_ns)
+    return f": {wait} of waiting for the last rank, {transfer} of transfer{unsplit}"
+
+
+def _stage_times(analysis: Analysis, ranks: list[RankAnalysis]) -> list[tuple[tuple[Slug, str], _Exposed]]:
+    """The exposed time of each collective stage and group, that with the highest charge first."""
+    charges = {rank.rank: _charges(analysis, rank) for rank in ranks}
     found = []
+    for key in dict.fromkeys(key for rank in ranks for key in charges[rank.rank]):
+        exposed = _Exposed(
+            measured={one.rank: per_window(one, _stage_ns(one, key)) for one in ranks},
+            charged={one.rank: per_window(one, charges[one.rank].get(key, 0)) for one in ranks},
+            split=_mean_split(ranks, [_stage_split(one, key) for one in ranks]),
+        )
+        found.append((key, exposed))
+    return sorted(found, key=lambda one: -mean(one[1].charged))
+
+
+def _charges(analysis: Analysis, rank: RankAnalysis) -> dict[tuple[Slug, str], int]:
+    """What of each stage's exposed time on this rank is charged to it, in ns over its windows."""
+    waited_ns = waited_for_stragglers(analysis, rank)
+    wait_ns = sum(wait.ns for wait in rank.exposure.waits) if rank.exposure else 0
+    own = {}
     for slug in _STAGES_OF:
-        for group in groups:
-            measured = {one.rank: _stage_ns(one, slug, group) // len(one.breakdown.steps) for one in ranks}
-            charged = {one.rank: _share_ns(one, _stage_ns(one, slug, group)) for one in ranks}
-            found.append(((slug, group), measured, charged))
-    return sorted(found, key=lambda one: -mean(one[2]))
+        for group in dict.fromkeys(stage.group for stage in rank.stages):
+            key = slug, group
+            # Of a stage's waiting, as much is for stragglers as of the rank's.
+            straggling_ns = _stage_split(rank, key).wait_ns * waited_ns // wait_ns if wait_ns else 0
+            own[key] = _stage_ns(rank, key) - straggling_ns
+    left_ns = sum(step.partition.exposed_communication_ns for step in windows_of(rank)) - waited_ns
+    scale = max(left_ns, sum(own.values()))
+    return {key: ns * left_ns // scale if scale else 0 for key, ns in own.items()}
 
 
-def _share_ns(rank: RankAnalysis, stage_ns: int) -> int:
-    """What of a stage's exposed time on this rank is charged to it, per step."""
-    together_ns = sum(
-        _stage_ns(rank, slug, group) for slug in _STAGES_OF for group in {one.group for one in rank.stages}
-    )
-    exposed_ns = sum(step.partition.exposed_communication_ns for step in rank.breakdown.steps)
-    scale = max(exposed_ns, together_ns)
-    return stage_ns * exposed_ns // scale // len(rank.breakdown.steps) if scale else 0
-
-
-def _stage_ns(rank: RankAnalysis, slug: Slug, group: str) -> int:
+def _stage_ns(rank: RankAnalysis, key: tuple[Slug, str]) -> int:
+    slug, group = key
     return sum(stage.exposed_ns for stage in rank.stages if stage.stage in _STAGES_OF[slug] and stage.group == group)
+
+
+def _stage_split(rank: RankAnalysis, key: tuple[Slug, str]) -> ExposedSplit:
+    slug, group = key
+    stages = rank.exposure.stages if rank.exposure else {}
+    return _sum([stages[stage, group] for stage in _STAGES_OF[slug] if (stage, group) in stages])
+
+
+def _mean_split(ranks: Sequence[RankAnalysis], totals: Sequence[ExposedSplit]) -> ExposedSplit:
+    """The mean over the ranks of what each has over its windows."""
+    each = [
+        ExposedSplit(
+            wait_ns=per_window(rank, total.wait_ns),
+            transfer_ns=per_window(rank, total.transfer_ns),
+            unsplit_ns=per_window(rank, total.unsplit_ns),
+        )
+        for rank, total in zip(ranks, totals, strict=True)
+    ]
+    whole = _sum(each)
+    return ExposedSplit(
+        wait_ns=whole.wait_ns // len(ranks),
+        transfer_ns=whole.transfer_ns // len(ranks),
+        unsplit_ns=whole.unsplit_ns // len(ranks),
+    )
+
+
+def _sum(splits: Sequence[ExposedSplit]) -> ExposedSplit:
+    return ExposedSplit(
+        wait_ns=sum(one.wait_ns for one in splits),
+        transfer_ns=sum(one.transfer_ns for one in splits),
+        unsplit_ns=sum(one.unsplit_ns for one in splits),
+    )
 
 
 def _exposed_ns(step: Partition) -> int:
     return step.exposed_communication_ns
-
-
-def _rank_waited_for(analysis: Analysis, times: ByRank) -> int | None:
-    """The rank that the others may be waiting for, the one with least exposed time; None where ranks are alike.
-
-    Who comes last to a collective waits least. Only matched collectives can prove it.
-    """
-    least = min(times, key=lambda rank: times[rank])
-    most_ns, least_ns = times[worst_rank(times)], times[least]
-    is_apart = most_ns - least_ns >= SMALLEST_COST_RATIO * (mean_step_ns(analysis) or 0)
-    return least if is_apart and most_ns > 0 and most_ns >= SMALLEST_WAITING_FACTOR * least_ns else None
-
-
-def _waiting_remark(times: ByRank, late: int | None) -> str:
-    if late is None:
-        return ""
-    has = f"has only {format_ns(times[late])}" if times[late] else "has none"
-    return f"; it may be waiting for another rank (rank {late} {has})"
-
-
-def _advice(slug: Slug, late: int | None) -> str:
-    advice = _TRY_NEXT[slug]
-    if late is None:
-        return advice
-    return (
-        f"Find out what rank {late} does just before, since the others may be waiting for it. If it is not late: "
-        f"{advice[0].lower()}{advice[1:]}"
-    )
 
 
 def _shorten(name: str) -> str:

@@ -30,9 +30,10 @@ class Evidence:
 class Finding:
     """A claim that the data carry.
 
-    `cost_ns` is time per step, the mean over the traced steps and then over the ranks. No time is charged to two
-    findings. It is not what mending would save: a rank saves at most its own part, and since ranks wait for one
-    another, a step shortens by hardly more than the rank with the smallest part can save.
+    `cost_ns` is time per step, the mean over the traced steps and then over the ranks (a straggler's: over the ranks
+    that wait for it); where no trace has steps, time of the whole capture. No time is charged to two findings. It is
+    not what mending would save: a rank saves at most its own part, and since ranks wait for one another, a step
+    shortens by hardly more than the rank with the smallest part can save.
 
     Raises ValueError without evidence.
     """
@@ -55,9 +56,20 @@ class Slug(StrEnum):
     EXPOSED_REDUCE_SCATTER = "exposed-reduce-scatter"
     EXPOSED_ALL_GATHER = "exposed-all-gather"
     EXPOSED_COMMUNICATION = "exposed-communication"
+    STRAGGLER = "straggler"
+    IDLE_LATE_LAUNCH = "idle-late-launch"
+    IDLE_SYNC = "idle-sync"
+    IDLE_INPUT = "idle-input"
+    IDLE_ALLOCATOR = "idle-allocator"
+    IDLE_RECOMPILE = "idle-recompile"
+    IDLE_GC = "idle-gc"
+    IDLE_QUEUED = "idle-queued"
+    IDLE_SHORT_GAPS = "idle-short-gaps"
     IDLE_DEVICE = "idle-device"
     IDLE_HOST = "idle-host"
     EXPOSED_COPY = "exposed-copy"
     PROFILER_OVERHEAD = "profiler-overhead"
     UNSTEADY_STEPS = "unsteady-steps"
     UNLINKED_WORK = "unlinked-work"
+    UNMATCHED_COLLECTIVES = "unmatched-collectives"
+    CLOCK_OFFSET = "clock-offset"
