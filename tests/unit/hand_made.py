@@ -131,11 +131,13 @@ def rank_analysis(
     certainty: tuple[PartitionWithout, ...] = (),
     exposure: RankExposure | None = None,
 ) -> RankAnalysis:
+    """Unless `idle` says otherwise, all idle time of the steps is the host's being late."""
+    late = {GapCause.LATE_LAUNCH: sum(step.idle_ns for step in steps)} if timeline is Timeline.DEVICE else {}
     return RankAnalysis(
         rank=rank,
         breakdown=breakdown(rank, steps, timeline=timeline),
         stages=stages,
-        idle=idle or idle_gaps(),
+        idle=idle or idle_gaps(late),
         launches=launches,
         kernels=kernels,
         error_budget=error_budget or budget(),
