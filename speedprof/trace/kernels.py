@@ -19,16 +19,20 @@ class KernelKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectivePattern:
-    """A kernel or host event whose name `regex` matches anywhere is this collective, `other` if it can be any."""
+    """A kernel or host event whose name `regex` matches anywhere is this collective, `other` if it can be any.
+
+    With `collective` None it is the one that COLLECTIVE_PATTERNS know the name as, `other` if they do not know it.
+    """
 
     regex: re.Pattern[str]
-    collective: str
+    collective: str | None
 
 
 def _library(prefix: str, **collectives: str) -> tuple[CollectivePattern, ...]:
     """Patterns of a library whose kernels are named `<prefix>…<collective>…`; what has the prefix alone is other."""
+    # Looking on from the first prefix alone keeps the time linear in a name's length, whatever the name.
     known = [
-        CollectivePattern(regex=re.compile(f"{prefix}.*?(?:{names})"), collective=collective)
+        CollectivePattern(regex=re.compile(rf"\A(?>.*?{prefix}).*?(?:{names})"), collective=collective)
         for collective, names in collectives.items()
     ]
     return (*known, CollectivePattern(regex=re.compile(prefix), collective="other"))
@@ -65,10 +69,30 @@ COLLECTIVE_PATTERNS: tuple[CollectivePattern, ...] = (
         all_to_all="alltoall",
         send_recv="put|get",
     ),
-    # DeepEP's dispatch and combine kernels live in these C++ namespaces.
-    *_library(r"deep_ep::(?:intranode|internode|internode_ll|elastic|hybrid)?", dispatch="dispatch", combine="combine"),
+    # DeepEP's dispatch and combine kernels live in C++ namespaces of this one; those of `layout` only count tokens.
+    *_library(r"deep_ep::(?!layout::)", dispatch="dispatch", combine="combine"),
+    # The all-reduces of vLLM and SGLang, of TensorRT-LLM and FlashInfer, and of AMD's quick reduce.
     *_library(r"cross_device_reduce", all_reduce="_[12]stage"),
-    *_library(r"(?i:mscclpp?_|msccl_kernel)", all_reduce="(?i:allreduce)", all_gather="(?i:allgather)"),
+    CollectivePattern(
+        regex=re.compile(
+            r"trtllm_(?:\w{1,8}_)?allreduce|allreduce_fusion_kernel|(?:one|two)[sS]hotAll[rR]educe|"
+            r"quickreduce::|allreduce_prototype_"
+        ),
+        collective="all_reduce",
+    ),
+    # Transformer Engine's, which overlap with matrix products, named by what they do in their own way.
+    *_library(r"userbuffers_", all_reduce="sum_inplace_gpu", send_recv="push|pull"),
+    *_library(r"(?i:mscclpp?_|mscclpp::|msccl_kernel)", all_reduce="(?i:allreduce)", all_gather="(?i:allgather)"),
+    # oneCCL's on Intel, HCCL's on Ascend.
+    *_library(
+        r"^(?:oneccl_|hcom_)",
+        all_reduce="(?i:allreduce)",
+        reduce_scatter="(?i:reduce_?scatter)",
+        all_gather="(?i:allgather)",
+        all_to_all="(?i:alltoall)",
+        broadcast="(?i:broadcast)",
+        send_recv="(?i:send|recv|receive)",
+    ),
     *_library(
         r"^gloo:",
         all_reduce="all_?reduce",
@@ -84,13 +108,19 @@ COLLECTIVE_PATTERNS: tuple[CollectivePattern, ...] = (
     ),
 )
 
+# The names of collectives, as tables and reports write them.
+COLLECTIVES = tuple(dict.fromkeys(one.collective for one in COLLECTIVE_PATTERNS if one.collective))
+
 _COPY_CATEGORIES = frozenset({"gpu_memcpy", "Memcpy"})
 _MEMSET_CATEGORIES = frozenset({"gpu_memset", "Memset"})
 
 
 def name_collective(name: str, patterns: Iterable[CollectivePattern] = COLLECTIVE_PATTERNS) -> str | None:
     """The collective that `name` stands for, `other` if it is one that the name does not tell, None if it is none."""
-    return next((pattern.collective for pattern in patterns if pattern.regex.search(name)), None)
+    for pattern in patterns:
+        if pattern.regex.search(name):
+            return pattern.collective or name_collective(name) or "other"
+    return None
 
 
 def classify_kernel(category: str, collective: str | None) -> KernelKind:
@@ -105,11 +135,27 @@ def classify_kernel(category: str, collective: str | None) -> KernelKind:
     return KernelKind.COMPUTE if collective is None else KernelKind.COMMUNICATION
 
 
-def patterns_with(
-    own: Sequence[str], patterns: Sequence[CollectivePattern] = COLLECTIVE_PATTERNS
-) -> tuple[CollectivePattern, ...]:
-    """The patterns with a user's own regular expressions in front; each of those stands for `other`.
+def parse_pattern(text: str) -> CollectivePattern:
+    """A user's own pattern, `REGEX` or `NAME=REGEX` with the name of a collective, such as `all_gather=my_kernel`.
 
-    Raises re.error for what is no regular expression.
+    Raises ValueError, with the reason, for what is no regular expression, and for one that every name matches.
     """
-    return (*(CollectivePattern(regex=re.compile(text), collective="other") for text in own), *patterns)
+    name, _, rest = text.partition("=")
+    is_named = name in COLLECTIVES and "=" in text
+    regex = rest if is_named else text
+    try:
+        compiled = re.compile(regex)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"is no regular expression ({error})") from None
+    if compiled.search(""):
+        raise ValueError("matches every name")
+    return CollectivePattern(regex=compiled, collective=name if is_named else None)
+
+
+def choose_patterns(own: Sequence[str] = (), only: Sequence[str] = ()) -> tuple[CollectivePattern, ...]:
+    """What decides which kernels are communication: a user's `own` patterns, then the table, or `only` instead of it.
+
+    Raises ValueError as parse_pattern does.
+    """
+    table = tuple(map(parse_pattern, only)) if only else COLLECTIVE_PATTERNS
+    return (*map(parse_pattern, own), *table)

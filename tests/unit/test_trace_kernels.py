@@ -2,7 +2,7 @@
 
 import pytest
 
-from speedprof.trace.kernels import KernelKind, classify_kernel, name_collective, patterns_with
+from speedprof.trace.kernels import KernelKind, choose_patterns, classify_kernel, name_collective
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,20 @@ from speedprof.trace.kernels import KernelKind, classify_kernel, name_collective
         ("void multimem_all_gather_kernel<16>", "all_gather"),
         ("nvshmemi_alltoall_kernel", "all_to_all"),
         ("void vllm::cross_device_reduce_1stage<__nv_bfloat16, 8>", "all_reduce"),
+        ("void aiter::cross_device_reduce_2stage<__hip_bfloat16, 8>", "all_reduce"),
+        ("ncclSymDevKernel_AllReduce_RSxLD_AGxST_sum_bf16(ncclSymDevArgs)", "all_reduce"),
+        ("void flashinfer::trtllm_allreduce_fusion::allreduce_fusion_kernel_oneshot_lamport<1>", "all_reduce"),
+        ("void flashinfer::trtllm_mnnvl_allreduce::twoshotAllreduceKernel<(unsigned char)2>", "all_reduce"),
+        ("void tensorrt_llm::kernels::twoShotAllReduceKernel<float, 8>", "all_reduce"),
+        ("quickreduce::allreduce_prototype_twoshot<AllReduceTwoshot<__half>>", "all_reduce"),
+        ("userbuffers_fp16_sum_inplace_gpu_rr_rs(int, int)", "all_reduce"),
+        ("userbuffers_pushrecv(int, int)", "send_recv"),
+        ("void deep_ep::internode::notify_dispatch<true, 8>()", "dispatch"),
+        ("void deep_ep::intranode::cached_notify_combine<8>()", "combine"),
+        ("deep_ep::layout::get_dispatch_layout", None),
+        ("mscclpp::allreduce7", "all_reduce"),
+        ("oneccl_allreduce_pcie", "all_reduce"),
+        ("hcom_reduceScatter__428_0_1", "reduce_scatter"),
         ("gloo:all_reduce", "all_reduce"),
         ("gloo:send", "send_recv"),
         ("void at::native::reduce_kernel<512, 1>", None),
@@ -49,7 +63,39 @@ def test_kinds_follow_category_and_name(category, collective, kind):
     assert classify_kernel(category, collective) is kind
 
 
-def test_a_users_own_patterns_come_first():
-    patterns = patterns_with(["^my_exchange"])
+def test_a_users_own_patterns_come_first_and_may_name_the_collective():
+    patterns = choose_patterns(["^my_exchange", "all_gather=^my_gather", "x=y"])
     assert name_collective("my_exchange_kernel<3>", patterns) == "other"
+    assert name_collective("my_gather_kernel<3>", patterns) == "all_gather"
+    assert name_collective("kernel<x=y>", patterns) == "other"  # x is no collective, so that is all regex
     assert name_collective("ncclDevKernel_AllGather_RING_LL()", patterns) == "all_gather"
+
+
+def test_patterns_in_place_of_the_table_decide_what_counts_but_not_what_it_is_called():
+    patterns = choose_patterns(only=["nccl|rccl", "send_recv=mine"])
+    assert name_collective("ncclDevKernel_AllGather_RING_LL()", patterns) == "all_gather"
+    assert name_collective("my_nccl_kernel", patterns) == "other"
+    assert name_collective("mine", patterns) == "send_recv"
+    assert name_collective("void deep_ep::intranode::dispatch<8, 768, 8192>()", patterns) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(", "no regular expression .*unterminated"),
+        ("all_gather=[", "no regular expression"),
+        ("", "matches every name"),
+        ("all_gather=", "matches every name"),
+        ("a*", "matches every name"),
+        ("(" * 5_000 + ")" * 5_000, "no regular expression"),
+    ],
+)
+def test_what_is_no_pattern_is_refused_with_its_reason(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        choose_patterns([text])
+
+
+def test_no_name_is_long_enough_to_stall_the_table():
+    """The time is linear in a name's length. Were it the square, these would take hours."""
+    for piece in ("nvshmem", "deep_ep::", "symm_mem", "trtllm_", "oneShotAll", "nccl", "gloo:", "hcom_", "_", "msccl_"):
+        assert name_collective(piece * 40_000) in {"other", None}

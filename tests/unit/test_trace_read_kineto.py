@@ -7,7 +7,7 @@ import pytest
 from builders import build_trace, kineto_text, read_events, read_text, rows_to_events
 
 from speedprof.errors import UnreadableError
-from speedprof.trace.kernels import patterns_with
+from speedprof.trace.kernels import choose_patterns
 from speedprof.trace.read_kineto import read_kineto
 from speedprof.trace.schema import TABLES
 from speedprof.trace.unpack import ReadLimits
@@ -165,7 +165,7 @@ def test_a_users_pattern_makes_a_kernel_a_collective(tmp_path):
     path = tmp_path / "rank0.json"
     path.write_text(json.dumps({"traceEvents": [{**KERNEL, "name": "my_exchange<3>"}]}))
     assert len(read_kineto(path).collectives) == 0
-    assert read_kineto(path, patterns=patterns_with(["^my_"])).collectives["name"].to_list() == ["other"]
+    assert read_kineto(path, patterns=choose_patterns(["^my_"])).collectives["name"].to_list() == ["other"]
 
 
 @pytest.mark.parametrize(
