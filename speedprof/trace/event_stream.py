@@ -103,8 +103,8 @@ class EventStream:
         What looks like a border may lie in a string or a list within an event. Then the text before it is no whole
         list of values and does not decode, so a border that decodes is one.
         """
-        for border in islice(_borders(text, start), 4):
-            events = decode_events(text[:border].rstrip().removesuffix(b","))
+        for comma, border in islice(_borders(text, start), 4):
+            events = decode_events(memoryview(text)[:comma])
             if events is not None:
                 return border, events
         return 0, None
@@ -162,10 +162,11 @@ class EventStream:
         return True
 
 
-def _borders(text: bytes, start: int) -> Iterator[int]:
-    """Where events seem to begin behind `start`, the last first: at a `{` that `},` precedes."""
+def _borders(text: bytes, start: int) -> Iterator[tuple[int, int]]:
+    """The commas behind which events seem to begin, and where, the last first: at a `{` that `},` precedes."""
     end = len(text)
     while (end := text.rfind(b"{", start, end)) > 0:
-        before = text[max(end - 256, 0) : end].rstrip()
+        first = max(end - 256, 0)
+        before = text[first:end].rstrip()
         if before.endswith(b",") and before[:-1].rstrip().endswith(b"}"):
-            yield end
+            yield first + len(before) - 1, end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -95,13 +96,20 @@ class RawEvents:
 
     def take(self, rows: Int64s | Bools) -> RawEvents:
         """These rows, in this order. Collective arguments follow their rows."""
-        picked = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        place = {int(row): at for at, row in enumerate(picked.tolist())} if self.collective_args else {}
+        if rows.dtype == np.bool_ and rows.all():
+            return self
+        picked = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
         return replace(
             self,
             **{name: getattr(self, name)[picked] for name in _ARRAYS},
-            collective_args={place[row]: args for row, args in self.collective_args.items() if row in place},
+            collective_args=self._collective_args_of(picked) if self.collective_args else {},
         )
+
+    def _collective_args_of(self, picked: Int64s) -> dict[int, Args]:
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[picked] = np.arange(len(picked))
+        places = place[np.fromiter(self.collective_args, dtype=np.int64)].tolist()
+        return {at: args for at, args in zip(places, self.collective_args.values(), strict=True) if at >= 0}
 
     def joined(self, other: RawEvents) -> RawEvents:
         """These rows and then the other's."""
@@ -128,12 +136,13 @@ class ColumnGatherer:
 
     def add(self, events: Iterable[Event]) -> None:
         """Keep what belongs to a table. Only complete events (`X`) carry time; flows and marks are left."""
-        buckets: dict[str, list[Event]] = {}
+        buckets: defaultdict[str | None, list[Event]] = defaultdict(list)
         for event in events:
-            if event.ph == "X" and event.cat in CATEGORIES:
-                buckets.setdefault(event.cat, []).append(event)
+            if event.ph == "X":
+                buckets[event.cat].append(event)
         for category, bucket in buckets.items():
-            self._parts[CATEGORIES[category]].append(self._columns(category, bucket))
+            if category in CATEGORIES:
+                self._parts[CATEGORIES[category]].append(self._columns(category, bucket))
 
     def gathered(self, source: Source, base_ns: int) -> RawEvents:
         """All events of a source, in an order that does not depend on the file's; times gain the base time."""
@@ -150,20 +159,21 @@ class ColumnGatherer:
             },
         )
         parts.clear()
-        whole = replace(whole, start=whole.start + base_ns, end=whole.end + base_ns)
+        for times in (whole.start, whole.end):
+            times += base_ns  # in place: these arrays are the largest that there are, and nobody else holds them
         return whole.take(self._file_free_order(whole))
 
     def _columns(self, category: str, events: list[Event]) -> RawEvents:
         start, start_is_sound = to_ns([event.ts for event in events])
         # An event without a duration is one of zero length; a duration that is not a time spoils the event.
         length, length_is_sound = to_ns([0 if event.dur is None else event.dur for event in events])
-        on_device = CATEGORIES.get(category) is Source.DEVICE
         args = [event.args for event in events]
+        track, device = self._places(category, events, args)
         columns = RawEvents(
             name=_ints([self.names[event.name] for event in events]),
             category=np.full(len(events), self.categories[category], dtype=np.int64),
-            track=_ints([self._track(event, on_device) for event in events]),
-            device=_ints([ABSENT if a.device is None or not on_device else self._tracks[a.device] for a in args]),
+            track=track,
+            device=device,
             start=start,
             end=start + length,
             correlation=_ints([a.correlation for a in args]),
@@ -176,9 +186,15 @@ class ColumnGatherer:
         self.num_broken += int((~sound).sum())
         return columns.take(sound)
 
-    def _track(self, event: Event, on_device: bool) -> int:
+    def _places(self, category: str, events: list[Event], args: list[Args]) -> tuple[Int64s, Int64s]:
+        """The track and the device of each event."""
+        tracks = self._tracks
         # Inductor gives CPU ops a stream argument too: only a device event's stream is its track.
-        return self._tracks[event.tid if not on_device or event.args.stream is None else event.args.stream]
+        if CATEGORIES.get(category) is not Source.DEVICE:
+            return _ints([tracks[event.tid] for event in events]), np.full(len(events), ABSENT, dtype=np.int64)
+        streams = [event.tid if event.args.stream is None else event.args.stream for event in events]
+        devices = [ABSENT if a.device is None else tracks[a.device] for a in args]
+        return _ints([tracks[stream] for stream in streams]), _ints(devices)
 
     def _file_free_order(self, events: RawEvents) -> Int64s:
         """By start, the longer first; what is equal in that by track, correlation and name."""
