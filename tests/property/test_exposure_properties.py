@@ -38,15 +38,16 @@ class Drawn:
 
 
 spans = st.tuples(st.integers(0, END), st.integers(0, END)).map(lambda pair: (min(pair), max(pair)))
+short = st.tuples(st.integers(0, END), st.integers(0, 15)).map(lambda span: (span[0], min(span[0] + span[1], END)))
 
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[list[Drawn], list[dict[int, int]], set[int], dict[int, int]]:
     """Ranks, their collectives matched by chance, which of these are incomplete, and what each clock is off."""
     ranks = []
-    for _ in range(draw(st.integers(1, 3))):
-        parts = sorted(draw(st.lists(spans, max_size=5)))
-        compute, copies = draw(st.lists(spans, max_size=4)), draw(st.lists(spans, max_size=2))
+    for _ in range(draw(st.sampled_from([3, 2, 1]))):
+        parts = sorted(draw(st.lists(spans, min_size=draw(st.sampled_from([3, 0])), max_size=6)))
+        compute, copies = draw(st.lists(short, max_size=4)), draw(st.lists(short, max_size=2))
         every = [*parts, *compute, *copies]
         window = (min((one[0] for one in every), default=0), max((one[1] for one in every), default=0))
         ranks.append(
@@ -60,11 +61,11 @@ def runs(draw: st.DrawFn) -> tuple[list[Drawn], list[dict[int, int]], set[int], 
         )
     free = {rank: list(range(len(one.parts))) for rank, one in enumerate(ranks)}
     collectives = []
-    for _ in range(draw(st.integers(0, 5))):
-        members = [rank for rank in free if free[rank] and draw(st.booleans())]
+    for _ in range(draw(st.sampled_from([5, 3, 0]))):
+        members = [rank for rank in free if free[rank] and draw(st.sampled_from([True, True, False]))]
         if len(members) > 1:
             collectives.append({rank: free[rank].pop(draw(st.integers(0, len(free[rank]) - 1))) for rank in members})
-    incomplete = {number for number in range(len(collectives)) if draw(st.booleans())}
+    incomplete = {number for number in range(len(collectives)) if draw(st.sampled_from([False, False, True]))}
     return ranks, collectives, incomplete, {rank: draw(st.sampled_from([0, -1000, 7])) for rank in free}
 
 
