@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import partial
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -28,6 +30,10 @@ class SpeedprofError(Exception):
         super().__init__(f"{problem}; {next_step}")
         self.problem = problem
         self.next_step = next_step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process hears of it with both its parts."""
+        return partial(type(self), next_step=self.next_step), (self.problem,)
 
 
 class UsageError(SpeedprofError):

@@ -63,8 +63,8 @@ class EventStream:
     def _open_array(self) -> bytes:
         """Read up to the array of events; gives what was read of it already."""
         head = b""
-        for block in self.blocks:
-            head += block
+        for piece in _doubling(self.blocks):
+            head += piece
             text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
             if text[:1] == b"[":
                 return text[1:]
@@ -160,6 +160,21 @@ class EventStream:
         if isinstance(found, dict):
             self.metadata |= {key: value for key, value in found.items() if key != "traceEvents"}
         return True
+
+
+def _doubling(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks, joined to pieces as long as all before them: so looking at the whole again after each is cheap."""
+    pending: list[bytes] = []
+    num_given = num_pending = 0
+    for block in blocks:
+        pending.append(block)
+        num_pending += len(block)
+        if num_pending >= num_given:
+            yield b"".join(pending)
+            num_given, num_pending = num_given + num_pending, 0
+            pending.clear()
+    if pending:
+        yield b"".join(pending)
 
 
 def _borders(text: bytes, start: int) -> Iterator[tuple[int, int]]:

@@ -134,6 +134,11 @@ _GAP = re.compile(r"[\s,]*")
 _NEXT_EVENT = re.compile(r",\s*(?=\{)")
 # An event that fails to parse this close to the end of a piece may only be cut by it.
 _LARGE_EVENT_CHARS = 1 << 16
+# How many characters, for each one that there is, may be read in vain before the rest of a piece is given up: text
+# made to be read again and again takes minutes a megabyte otherwise. What a failure itself takes counts as so many.
+_MOST_VAIN_READING = 20
+_FAILURE_CHARS = 500
+_DEEP_NESTING_CHARS = 10_000
 
 
 def salvage_events(piece: bytes, *, is_last: bool) -> Salvage:
@@ -145,17 +150,21 @@ def salvage_events(piece: bytes, *, is_last: bool) -> Salvage:
     text = piece.decode("utf-8", errors="replace")
     events: list[Event] = []
     num_broken = num_skipped = 0
+    budget = _MOST_VAIN_READING * len(text)
     at = _skip_gap(text, 0)
     while at < len(text) and text[at] != "]":
         try:
             value, end = _forgiving.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
             border = _NEXT_EVENT.search(text, at)
             if border is None or (not is_last and len(text) - at < _LARGE_EVENT_CHARS):
                 break
+            budget -= _chars_read(error, at)
+            resume = border.end() if budget > 0 else len(text)
             num_broken += 1
-            num_skipped += border.end() - at
-            at = border.end()
+            num_skipped += resume - at
+            # An error counts the lines of all text before it, so what is done with goes.
+            text, at = (text[resume:], 0) if resume > _LARGE_EVENT_CHARS else (text, resume)
             continue
         event = _to_event(value)
         if event is None:
@@ -166,6 +175,11 @@ def salvage_events(piece: bytes, *, is_last: bool) -> Salvage:
     closed = at < len(text) and text[at] == "]"
     rest = text[at + closed :].encode()
     return Salvage(events=events, num_broken=num_broken, num_skipped=num_skipped, rest=rest, closed=closed)
+
+
+def _chars_read(error: ValueError | RecursionError, at: int) -> int:
+    """How many characters it took to fail at the event that begins at `at`."""
+    return _FAILURE_CHARS + (error.pos - at if isinstance(error, json.JSONDecodeError) else _DEEP_NESTING_CHARS)
 
 
 def _skip_gap(text: str, at: int) -> int:

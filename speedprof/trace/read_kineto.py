@@ -47,10 +47,16 @@ def read_kineto(
     log.count_broken(gatherer.num_broken)
     raw = _gather(gatherer, path, stream.metadata, log)
     if not (len(raw.ops) or len(raw.ranges) or len(raw.device) or len(raw.launches)):
-        raise UnreadableError(
-            f"{path} holds no operator, range or kernel of a Kineto trace", next_step="name a file of torch.profiler"
-        )
+        raise _without_events(path, log)
     return assemble(replace(raw, notes=(*log.notes, *_note_long_span(raw))), patterns)
+
+
+def _without_events(path: Path, log: ReadLog) -> UnreadableError:
+    why = f": {log.lost or 'its events are damaged'}" if log.is_damaged else ""
+    return UnreadableError(
+        f"{path} holds no operator, range or kernel of a Kineto trace{why}",
+        next_step="capture again" if log.is_damaged else "name a file of torch.profiler",
+    )
 
 
 def _gather(gatherer: ColumnGatherer, path: Path, metadata: dict[str, Any], log: ReadLog) -> RawTrace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -39,7 +40,8 @@ def read_blocks(path: Path, limits: ReadLimits, log: ReadLog) -> Iterator[bytes]
     Raises UnreadableError for what is no readable file or unfolds beyond `limits`; tells `log` of damage.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
+            _require_file(path, file.fileno())
             first = file.read(len(_GZIP_MAGIC))
             is_gzip = first == _GZIP_MAGIC
             rest = iter(lambda: file.read(PACKED_BYTES if is_gzip else BLOCK_BYTES), b"")
@@ -57,6 +59,16 @@ def read_blocks(path: Path, limits: ReadLimits, log: ReadLog) -> Iterator[bytes]
         raise UnreadableError(
             f"{path} cannot be read ({error.strerror or error})", next_step="check its permissions and the disk"
         ) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting: a named pipe that nobody writes to would keep us for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _require_file(path: Path, number: int) -> None:
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        raise UnreadableError(f"{path} is a pipe or a device", next_step="write the trace to a file and name that")
 
 
 def _limit(path: Path, blocks: Iterator[bytes], limits: ReadLimits) -> Iterator[bytes]:
@@ -124,7 +136,8 @@ def _describe_damage(error: str, at: int, size: int) -> str:
 def _refuse_beyond(path: Path, limits: ReadLimits, num_bytes: int, num_packed: int) -> None:
     if num_bytes > limits.max_bytes:
         raise UnreadableError(
-            f"{path} holds more than {format_bytes(limits.max_bytes)} of text", next_step="trace fewer steps"
+            f"{path} holds more than {format_bytes(limits.max_bytes)} of text",
+            next_step="allow more with --max-bytes, or trace fewer steps",
         )
     if num_bytes > _RATIO_FROM_BYTES and num_bytes > limits.max_ratio * num_packed:
         raise UnreadableError(
