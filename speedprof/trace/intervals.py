@@ -134,7 +134,9 @@ def _paint(start: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def _combine(a: Intervals, b: Intervals, keep: Callable[[Bools, Bools], Bools]) -> Intervals:
-    borders = np.unique(np.concatenate((a.start, a.end, b.start, b.end)))
+    # A stable sort merges the four sorted runs; np.unique would hash every border, several times slower.
+    borders = np.sort(np.concatenate((a.start, a.end, b.start, b.end)), kind="stable")
+    borders = borders[np.concatenate((borders[1:] > borders[:-1], [True]))] if len(borders) else borders
     left = borders[:-1]
     kept = keep(_covers(a, left), _covers(b, left))
     return union(left[kept], borders[1:][kept])
