@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from speedprof.analyses.analysis import Analysis
 from speedprof.analyses.step_time import StepTime
-from speedprof.findings import SMALLEST_COST_RATIO, Finding, Severity, mean_step_ns
+from speedprof.findings import SMALLEST_COST_RATIO, Finding, Severity, has_steps, mean_window_ns
 from speedprof.report.document import Report
+from speedprof.report.sections import Section
 from speedprof.run_dir import RunStatus
 from speedprof.units import format_ms, format_ns, format_percent
 
@@ -33,11 +34,14 @@ def format_headline(report: Report) -> str:
     costly = costly_findings(report)
     if costly:
         return costly[0].claim
-    step_ns = mean_step_ns(report.analysis)
-    if step_ns is None:
+    window_ns = mean_window_ns(report.analysis)
+    if not window_ns:
         return f"Where the time of a step goes is not known: {_what_is_missing(report.analysis)}."
-    smallest = format_percent(SMALLEST_COST_RATIO)
-    return f"Nothing is known to cost {smallest} of a traced step ({format_ns(step_ns)}) or more."
+    window = "a traced step" if has_steps(report.analysis) else "the capture"
+    return (
+        f"{_what_was_asked(report)} is known to cost {format_percent(SMALLEST_COST_RATIO)} of {window} "
+        f"({format_ns(window_ns)}) or more."
+    )
 
 
 def _what_is_missing(analysis: Analysis) -> str:
@@ -46,8 +50,16 @@ def _what_is_missing(analysis: Analysis) -> str:
     return "no traced step was found" if analysis.ranks else "there is no trace"
 
 
+def _what_was_asked(report: Report) -> str:
+    """The subject of a sentence that says there is nothing: of the parts asked for, where those are not all."""
+    if report.sections >= frozenset(Section):
+        return "Nothing"
+    asked = ", ".join(section.value for section in Section if section in report.sections)
+    return f"Nothing in what was asked for ({asked})"
+
+
 def costly_findings(report: Report) -> tuple[Finding, ...]:
-    return tuple(finding for finding in report.findings if finding.severity is not Severity.INFO)
+    return tuple(finding for finding in report.asked_findings if finding.severity is not Severity.INFO)
 
 
 def slowest_step_time(report: Report) -> StepTime | None:
@@ -112,11 +124,12 @@ def format_status(report: Report) -> str | None:
 
 
 def format_cost(report: Report, finding: Finding) -> str:
-    """What a finding costs in a step, in ms and as a share: `1.234 ms (5.0%)`; empty for one that costs nothing."""
-    step_ns = mean_step_ns(report.analysis)
-    if finding.severity is Severity.INFO or not step_ns:
+    """What a finding costs in a step, or in the capture where there are none, in ms and as a share:
+    `1.234 ms (5.0%)`; empty for one that costs nothing."""
+    window_ns = mean_window_ns(report.analysis)
+    if finding.severity is Severity.INFO or not window_ns:
         return ""
-    return f"{format_ms(finding.cost_ns)} ms ({format_percent(finding.cost_ns / step_ns)})"
+    return f"{format_ms(finding.cost_ns)} ms ({format_percent(finding.cost_ns / window_ns)})"
 
 
 def format_place(finding: Finding) -> str:
@@ -138,10 +151,10 @@ def split_findings(report: Report) -> tuple[tuple[Finding, ...], tuple[Finding, 
     the first few, where there are many."""
     shown: list[Finding] = []
     smaller: list[Finding] = []
-    for finding in report.findings:
+    for finding in report.asked_findings:
         is_small = finding.severity is Severity.LOW and len(shown) >= _MOST_SHOWN
         (smaller if is_small else shown).append(finding)
-    return (tuple(shown), tuple(smaller)) if len(smaller) >= _FEWEST_HIDDEN else (report.findings, ())
+    return (tuple(shown), tuple(smaller)) if len(smaller) >= _FEWEST_HIDDEN else (report.asked_findings, ())
 
 
 def format_smaller(report: Report, smaller: tuple[Finding, ...]) -> str:

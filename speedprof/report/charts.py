@@ -11,22 +11,22 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from speedprof.analyses.analysis import Analysis, RankAnalysis
+from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.breakdown import Partition
 from speedprof.analyses.step_time import StepTime
 from speedprof.report.answers import format_count
 from speedprof.report.tables import PARTS
 from speedprof.step_log import StepLog
 from speedprof.step_records import Mark
-from speedprof.units import NS_PER_MS, format_ms, format_percent
+from speedprof.units import NS_PER_MS, format_ms
 
 WIDTH = 1040
 LEFT = 64
 RIGHT = WIDTH - 16
 TOP = 14
-_BAR_HEIGHT = 26
-_BAR_PITCH = 40
 _MAX_COLUMN_WIDTH = 56
+# More steps than this would be columns under a pixel wide.
+_MOST_COLUMNS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Axis:
 
     def ticks(self, num_wanted: int, *, smallest: float = 0.0) -> tuple[Tick, ...]:
         """About so many ticks at round values, `smallest` or more apart."""
-        size = _round_up(max((self.high - self.low) / num_wanted, smallest))
+        size = round_up(max((self.high - self.low) / num_wanted, smallest))
         decimals = max(0, -math.floor(math.log10(size)) + (1 if f"{size:e}"[:3] == "2.5" else 0))
         first, last = math.ceil(self.low / size), math.floor(self.high / size)
         return tuple(
@@ -69,7 +69,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One chart: its marks, its axes, and in words what it shows. `line_at` is where the typical step lies."""
+    """One chart: its marks, its axes, and in words what it shows. `line_at` is where the typical step lies.
+
+    `legend` holds one mark of each kind at the origin, where a chart has a legend of its own.
+    """
 
     title: str
     description: str
@@ -80,38 +83,13 @@ class Chart:
     line_at: float | None = None
     line_label: str = ""
     remark: str = ""
+    x_name: str = "step"
+    y_name: str = "ms"
+    legend: tuple[Shape, ...] = ()
 
     @property
     def bottom(self) -> float:
         return self.height - 24
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BarPart:
-    """`label` is empty where it would not fit."""
-
-    name: str
-    x: float
-    width: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    label: str
-    y: float
-    end: float
-    total: str
-    parts: tuple[BarPart, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BarChart:
-    title: str
-    description: str
-    height: float
-    bar_height: float
-    bars: tuple[Bar, ...]
 
 
 MARK_LABELS = {
@@ -154,28 +132,12 @@ def draw_step_times(log: StepLog, step_times: Sequence[StepTime]) -> tuple[Chart
     )
 
 
-def draw_mean_steps(analysis: Analysis) -> BarChart | None:
-    """A bar for each rank: its mean traced step, or its whole capture where it has no step."""
-    means = [(rank, _mean_partition(rank)) for rank in analysis.ranks if rank.breakdown.window_ns]
-    if not means:
-        return None
-    longest_ns = max(sum(parts) for _, parts in means)
-    axis = Axis(low=0, high=longest_ns, start=LEFT, end=RIGHT - 84)
-    bars = tuple(_draw_bar(rank, parts, axis, TOP + k * _BAR_PITCH) for k, (rank, parts) in enumerate(means))
-    return BarChart(
-        title="Where a traced step goes, by rank",
-        description=" ".join(_describe_bar(rank, parts) for rank, parts in means),
-        height=TOP + len(means) * _BAR_PITCH,
-        bar_height=_BAR_HEIGHT,
-        bars=bars,
-    )
-
-
 def draw_steps(rank: RankAnalysis, *, longest_ns: int, height: float = 190) -> Chart | None:
     """A column for each traced step of a rank; `longest_ns` is the top of the axis, the same for all ranks."""
-    steps = rank.breakdown.steps
+    steps = rank.breakdown.steps[:_MOST_COLUMNS]
     if not steps:
         return None
+    num_left_out = len(rank.breakdown.steps) - len(steps)
     y_axis = Axis(low=0, high=longest_ns / NS_PER_MS, start=height - 24, end=TOP)
     pitch = min((RIGHT - LEFT) / len(steps), _MAX_COLUMN_WIDTH)
     lefts = [LEFT + 6 + k * pitch for k in range(len(steps))]
@@ -190,6 +152,7 @@ def draw_steps(rank: RankAnalysis, *, longest_ns: int, height: float = 190) -> C
         shapes=shapes,
         x_ticks=tuple(Tick(at=round(at, 1), label=label) for at, label in labels[::every]),
         y_ticks=y_axis.ticks(4),
+        remark=f"{format_count(num_left_out, 'later step')} left out." if num_left_out else "",
     )
 
 
@@ -199,7 +162,7 @@ def _draw_rank(
     shapes = []
     for mark, outline in _OUTLINES.items():
         rows = steps.filter(pl.col("mark") == mark).select("step", "time_ns").rows()
-        points = (f"M{_px(x_axis.at(step))} {_px(_inside(y_axis, ns / NS_PER_MS))}{outline}" for step, ns in rows)
+        points = (f"M{px(x_axis.at(step))} {px(_inside(y_axis, ns / NS_PER_MS))}{outline}" for step, ns in rows)
         shapes.append(Shape(name=mark.value, label=MARK_LABELS[mark], path="".join(points)))
     num_above = int((steps["time_ns"] > y_axis.high * NS_PER_MS).sum())
     slowest_ns = int(steps["time_ns"].to_numpy().max()) if steps.height else 0
@@ -253,29 +216,7 @@ def _draw_columns(
     return tuple(Shape(name=name, label=label, path="".join(paths[name])) for name, label, _ in PARTS)
 
 
-def _draw_bar(rank: RankAnalysis, parts: Sequence[float], axis: Axis, y: float) -> Bar:
-    whole = sum(parts)
-    left = axis.start
-    drawn = []
-    for (name, _, _), part in zip(PARTS, parts, strict=True):
-        width = axis.at(part) - axis.start
-        label = format_percent(part / whole) if width >= 44 else ""
-        drawn.append(BarPart(name=name, x=round(left, 2), width=round(width, 2), label=label))
-        left += width
-    return Bar(label=f"rank {rank.rank}", y=y, end=round(left, 2), total=f"{format_ms(whole)} ms", parts=tuple(drawn))
-
-
-def _describe_bar(rank: RankAnalysis, parts: Sequence[float]) -> str:
-    named = (f"{label} {format_percent(part / sum(parts))}" for (_, label, _), part in zip(PARTS, parts, strict=True))
-    return f"Rank {rank.rank}: {format_ms(sum(parts))} ms, {', '.join(named)}."
-
-
-def _mean_partition(rank: RankAnalysis) -> list[float]:
-    windows = [step.partition for step in rank.breakdown.steps] or [rank.breakdown.partition]
-    return [sum(measure(window) for window in windows) / len(windows) for _, _, measure in PARTS]
-
-
-def _round_up(size: float) -> float:
+def round_up(size: float) -> float:
     """The next of 1, 2, 2.5, 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(size)) if size > 0 else 1.0
     return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= 0.999 * size)
@@ -286,10 +227,10 @@ def _inside(axis: Axis, value: float) -> float:
 
 
 def _rectangle(x: float, y: float, width: float, height: float) -> str:
-    return f"M{_px(x)} {_px(y)}h{_px(width)}v{_px(height)}h{_px(-width)}z"
+    return f"M{px(x)} {px(y)}h{px(width)}v{px(height)}h{px(-width)}z"
 
 
-def _px(value: float) -> str:
+def px(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from speedprof import __version__
-from speedprof.analyses.analysis import Analysis, RankAnalysis
-from speedprof.analyses.breakdown import Partition, Segment
+from speedprof.analyses.analysis import Analysis
 from speedprof.analyses.step_time import StepTime
 from speedprof.findings import Finding, mean_step_ns
-from speedprof.report.sections import Section
+from speedprof.report.comparison_document import collectives_document, straggler_document
+from speedprof.report.rank_document import rank_document
+from speedprof.report.sections import Section, is_of
 from speedprof.run_dir import Manifest
 from speedprof.step_log import StepLog
 
 # The versions of the document. Keys may be added within a version; none changes its meaning or goes.
 #   1  2026-11-21  the first
+#      2026-11-22  added: sections, collectives, stragglers; of a rank exposed_split (also of its steps and stages),
+#                  contention_estimate_ns, contention_basis, waited_for, collectives, idle, launches, kernels, and
+#                  error_budget.without
 SCHEMA_VERSION = 1
 
 
@@ -26,7 +30,8 @@ class Report:
     """One run, or a set of traces without one, ready to be shown.
 
     Traces from elsewhere have neither `manifest` nor `step_log`. `sources` are the names of what was read, and
-    `trace_paths` the trace files among them. `sections` are the parts that were asked for.
+    `trace_paths` the trace files among them. `sections` are the parts that were asked for; `findings` are all that
+    were made, and `asked_findings` those of these parts.
     """
 
     analysis: Analysis
@@ -37,29 +42,48 @@ class Report:
     trace_paths: tuple[Path, ...] = ()
     sections: frozenset[Section] = frozenset(Section)
 
+    @property
+    def asked_findings(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if is_of(finding.slug, self.sections))
+
 
 def as_document(report: Report) -> dict[str, Any]:
     """The document of `analyze --json` and of report.json. Times are ns, instants ns since the Unix epoch.
 
-    A rank's `window_ns` and `partition` cover its whole capture; its `steps` are the traced training steps, and the
-    times of stages and copies are totals over them. A step time's `typical_ns` is its median, or where steps alternate
-    (`levels_ns`) its mean; `interval_of` says of which of the two the interval is.
+    A rank's `window_ns`, `partition` and `exposed_split` cover its whole capture, as does `error_budget.without`: that
+    partition without what is known only in part, kind by kind. Its `steps` are the traced training steps, and the
+    times of stages, copies, collectives, kernels, launches, idle gaps and waits are totals over them, or over the
+    capture where there are none. A step time's `typical_ns` is its median, or where steps alternate (`levels_ns`) its
+    mean; `interval_of` says of which of the two the interval is. What a damaged trace cannot tell is null.
 
-    What this version does not measure has no key yet: `exposed_split`, `contention_estimate_ns`, `waited_for`,
-    `collectives` and `stragglers` come with the matching of collectives across ranks.
+    `sections` names the parts that the document holds; keys of others are left out. `collectives` is always there
+    with its section: `refused_because` says why nothing was matched.
+
+    So that no trace makes a document too large, lists hold at most, costliest first where they are sorted so:
+    of each rank 2,000 steps (the first), 500 stages, 100 kinds of collectives, 50 groups of idle gaps, 50 kernels and
+    32 ranks waited for; of all ranks 200 bandwidths, 100 kinds of collectives, and 10 slow kernels of a straggler.
+    Names are cut after 10,000 characters.
     """
-    return {
+    sections = report.sections
+    document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "speedprof_version": __version__,
+        "sections": [section.value for section in Section if section in sections],
         "sources": list(report.sources),
         "damaged_ranks": [rank.rank for rank in report.analysis.ranks if rank.is_damaged],
         "run": run_facts(report.manifest) if report.manifest else None,
         "traced_step_ns": mean_step_ns(report.analysis),
-        "findings": [_finding(finding) for finding in report.findings],
-        "step_times": [_step_time(step_time) for step_time in report.analysis.step_times],
-        "ranks": [_rank(rank) for rank in report.analysis.ranks],
-        "notes": list(report.analysis.notes),
+        "findings": [_finding(finding) for finding in report.asked_findings],
     }
+    if Section.STEP_TIME in sections:
+        document["step_times"] = [_step_time(step_time) for step_time in report.analysis.step_times]
+    if sections & {Section.OVERLAP, Section.STRAGGLERS}:
+        document["collectives"] = collectives_document(report.analysis)
+    if Section.STRAGGLERS in sections:
+        document["stragglers"] = [straggler_document(one) for one in report.analysis.stragglers]
+    document["ranks"] = [rank_document(rank, sections) for rank in report.analysis.ranks]
+    document["notes"] = list(report.analysis.notes)
+    return {name: _finite(value) for name, value in document.items()}
 
 
 def run_facts(manifest: Manifest) -> dict[str, Any]:
@@ -123,36 +147,3 @@ def _step_time(step_time: StepTime) -> dict[str, Any]:
         "interval_of": "mean" if step_time.levels_ns else "median",
         "profiler_overhead_ratio": step_time.profiler_overhead_ratio,
     }
-
-
-def _rank(rank: RankAnalysis) -> dict[str, Any]:
-    breakdown = rank.breakdown
-    return {
-        "rank": rank.rank,
-        "is_damaged": rank.is_damaged,
-        "timeline": breakdown.timeline.value,
-        # Of a damaged trace nobody knows what is missing, so its sums mean nothing.
-        "window_ns": None if rank.is_damaged else breakdown.window_ns,
-        "partition": None if rank.is_damaged else _partition(breakdown.partition),
-        "communication_ns": None if rank.is_damaged else breakdown.communication_ns,
-        "overlapped_communication_ns": None if rank.is_damaged else breakdown.overlapped_communication_ns,
-        "num_steps": len(breakdown.steps),
-        "steps": [_segment(segment) for segment in breakdown.steps],
-        "stages": [asdict(stage) for stage in rank.stages],
-        "copies": [asdict(copy) for copy in rank.copies],
-        "error_budget": asdict(rank.error_budget),
-    }
-
-
-def _segment(segment: Segment) -> dict[str, Any]:
-    return {
-        "step": segment.step,
-        "kind": segment.kind,
-        "start_ns": segment.start_ns,
-        "end_ns": segment.end_ns,
-        "partition": _partition(segment.partition),
-    }
-
-
-def _partition(partition: Partition) -> dict[str, int]:
-    return asdict(partition)

@@ -1,46 +1,16 @@
-"""The numbers of a report as rows of text, the same on the console, in Markdown and in the page."""
+"""How long steps take and where they go, rank by rank, and what they ran on, as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.breakdown import Partition, Segment
 from speedprof.analyses.core_sharing import is_sharing_cores
-from speedprof.analyses.stages import StageTime
-from speedprof.report.answers import format_count
 from speedprof.report.document import Report, as_mapping, run_facts
+from speedprof.report.text_table import ABSENT, TextTable
 from speedprof.trace.model import Timeline
 from speedprof.units import format_bytes, format_ms, format_percent
-from speedprof.vocabulary import Stage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextTable:
-    """Rows of cells, as many as `columns`. The first `num_labels` columns hold words, the others numbers.
-
-    The unit of the numbers is in the title, or in the name of the column where it differs.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    num_labels: int
-    remark: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageRow:
-    """One stage of one group, in ns per traced step; over several ranks, their mean."""
-
-    stage: str
-    group: str
-    num_calls: float
-    host_ns: int
-    device_ns: int
-    exposed_ns: int
-
 
 PARTS: tuple[tuple[str, str, Callable[[Partition], int]], ...] = (
     ("compute", "compute", lambda one: one.compute_ns),
@@ -49,8 +19,9 @@ PARTS: tuple[tuple[str, str, Callable[[Partition], int]], ...] = (
     ("idle", "idle", lambda one: one.idle_ns),
 )
 
-_ABSENT = "-"
-_STAGE_ORDER = {stage.value: position for position, stage in enumerate(Stage)}
+
+# Of each rank: a page that shows more is no longer read, and grows too large.
+MOST_SEGMENTS = 300
 
 
 def step_time_table(report: Report) -> TextTable:
@@ -61,13 +32,13 @@ def step_time_table(report: Report) -> TextTable:
             one.timeline.value,
             str(one.num_clean),
             format_ms(one.mean_ns),
-            _ABSENT if one.levels_ns else format_ms(one.median_ns),
-            "-".join(map(format_ms, one.interval_ns)) if one.interval_ns else _ABSENT,
+            ABSENT if one.levels_ns else format_ms(one.median_ns),
+            "-".join(map(format_ms, one.interval_ns)) if one.interval_ns else ABSENT,
             format_ms(one.mad_ns),
             format_ms(one.slowest_ns),
             str(one.slowest_step),
-            _ABSENT if one.profiled_ns is None else format_ms(one.profiled_ns),
-            _ABSENT if one.profiler_overhead_ratio is None else f"{100 * one.profiler_overhead_ratio:+.1f}%",
+            ABSENT if one.profiled_ns is None else format_ms(one.profiled_ns),
+            ABSENT if one.profiler_overhead_ratio is None else f"{100 * one.profiler_overhead_ratio:+.1f}%",
         )
         for one in report.analysis.step_times
     )
@@ -82,6 +53,7 @@ def step_time_table(report: Report) -> TextTable:
         num_labels=2,
         remark="Mean, median with its interval, MAD (median absolute deviation) and slowest are of the clean steps, "
         f"which ran without the profiler; profiled is the median of the steps under it.{_levels_remark(report)}",
+        weights=tuple(float(one.typical_ns) for one in report.analysis.step_times),
     )
 
 
@@ -111,6 +83,7 @@ def partition_table(report: Report) -> TextTable:
         remark="Window: the mean of the traced steps by the clock of the device or, on CPU ranks, of the host. "
         "Overlapped: the share of all communication in the capture that has compute beside it"
         + ("." if all(_can_tell_overlap(report, rank) for rank in ranks) else "; not told of ranks that share cores."),
+        weights=tuple(rank.breakdown.window_ns - rank.breakdown.partition.compute_ns for rank in ranks),
     )
 
 
@@ -129,65 +102,20 @@ def segment_table(rank: RankAnalysis) -> TextTable:
             format_ms(segment.partition.window_ns),
             *(format_ms(part(segment.partition)) for _, _, part in PARTS),
         )
-        for segment in rank.breakdown.segments
+        for segment in rank.breakdown.segments[:MOST_SEGMENTS]
     )
+    num_left_out = len(rank.breakdown.segments) - len(rows)
+    remark = f"{num_left_out:,} later windows left out." if num_left_out else ""
     columns = ("step", "window", *(name for _, name, _ in PARTS))
-    return TextTable(title=f"Traced windows of rank {rank.rank} in ms", columns=columns, rows=rows, num_labels=1)
+    return TextTable(
+        title=f"Traced windows of rank {rank.rank} in ms", columns=columns, rows=rows, num_labels=1, remark=remark
+    )
 
 
 def _segment_label(segment: Segment) -> str:
     if segment.step is None:
         return "before the first"
     return str(segment.step) if segment.kind in ("train", None) else f"{segment.step} {segment.kind}"
-
-
-def stage_rows(ranks: Sequence[RankAnalysis]) -> list[StageRow]:
-    """The stages of these ranks' traced steps, group by group, each group's in the order in which it passes them."""
-    keys = {(stage.group, stage.stage): None for rank in ranks for stage in rank.stages}
-    groups = list(dict.fromkeys(group for group, _ in keys))
-    ordered = sorted(keys, key=lambda key: (groups.index(key[0]), _STAGE_ORDER.get(key[1], len(_STAGE_ORDER)), key[1]))
-    return [_stage_row(stage, group, ranks) for group, stage in ordered]
-
-
-def stage_table(rows: Iterable[StageRow], *, title: str, remark: str = "") -> TextTable:
-    cells = tuple(
-        (
-            row.group,
-            row.stage,
-            f"{row.num_calls:.3g}",
-            format_ms(row.host_ns),
-            format_ms(row.device_ns),
-            format_ms(row.exposed_ns),
-        )
-        for row in rows
-    )
-    columns = ("group", "stage", "calls", "host", "device", "exposed")
-    return TextTable(title=title, columns=columns, rows=cells, num_labels=2, remark=remark)
-
-
-def whole_ranks(report: Report) -> tuple[RankAnalysis, ...]:
-    """The ranks whose traces are whole, over which means are taken; all where none is."""
-    whole = tuple(rank for rank in report.analysis.ranks if not rank.is_damaged)
-    return whole or report.analysis.ranks
-
-
-def costliest_stage_table(report: Report, *, limit: int) -> TextTable:
-    """The stages that cost most, by exposed, then device, then host time; a remark says how many are left out."""
-    rows = stage_rows(whole_ranks(report))
-    ordered = sorted(rows, key=lambda row: (-row.exposed_ns, -row.device_ns, -row.host_ns))
-    num_left_out = max(0, len(rows) - limit)
-    remark = f"{format_count(num_left_out, 'smaller row')} left out." if num_left_out else ""
-    return stage_table(ordered[:limit], title="Optimizer stages, ms per traced step, mean over ranks", remark=remark)
-
-
-def error_budget_table(report: Report) -> TextTable:
-    """How much of each rank's device work is known only in part."""
-    rows = tuple(
-        (str(rank.rank), *(f"{count:,}" for count in _budget_counts(rank)), _share(rank))
-        for rank in report.analysis.ranks
-    )
-    columns = ("rank", "device events", "unlinked", "cut", "crossing", "zero length", "unlinked share")
-    return TextTable(title="Device events by what is known of them", columns=columns, rows=rows, num_labels=1)
 
 
 def environment_table(report: Report) -> TextTable:
@@ -202,7 +130,7 @@ def _partition_row(rank: RankAnalysis, *, can_tell_overlap: bool) -> tuple[str, 
     timeline = breakdown.timeline.value
     if rank.is_damaged or not breakdown.window_ns:
         why = "damaged" if rank.is_damaged else f"no {timeline} work"
-        return (str(rank.rank), why, *[_ABSENT] * (len(PARTS) + 2))
+        return (str(rank.rank), why, *[ABSENT] * (len(PARTS) + 2))
     windows = [step.partition for step in breakdown.steps] or [breakdown.partition]
     whole_ns = sum(window.window_ns for window in windows)
     overlap = breakdown.overlap_ratio
@@ -211,44 +139,13 @@ def _partition_row(rank: RankAnalysis, *, can_tell_overlap: bool) -> tuple[str, 
         f"{num_steps} {timeline}" if num_steps else f"none: whole {timeline} capture",
         format_ms(whole_ns / len(windows)),
         *(_part_cell(sum(part(window) for window in windows), whole_ns, len(windows)) for _, _, part in PARTS),
-        format_percent(overlap) if overlap is not None and can_tell_overlap else _ABSENT,
+        format_percent(overlap) if overlap is not None and can_tell_overlap else ABSENT,
     )
 
 
 def _part_cell(part_ns: int, whole_ns: int, num_windows: int) -> str:
     share = f" ({format_percent(part_ns / whole_ns)})" if whole_ns else ""
     return format_ms(part_ns / num_windows) + share
-
-
-def _stage_row(stage: str, group: str, ranks: Sequence[RankAnalysis]) -> StageRow:
-    found = [
-        (one, max(1, len(rank.breakdown.steps)))
-        for rank in ranks
-        for one in rank.stages
-        if (one.stage, one.group) == (stage, group)
-    ]
-
-    def mean(measure: Callable[[StageTime], int]) -> int:
-        return sum(measure(one) // num_steps for one, num_steps in found) // len(ranks)
-
-    return StageRow(
-        stage=stage,
-        group=group,
-        num_calls=sum(one.num_calls / num_steps for one, num_steps in found) / len(ranks),
-        host_ns=mean(lambda one: one.host_ns),
-        device_ns=mean(lambda one: one.device_ns),
-        exposed_ns=mean(lambda one: one.exposed_ns),
-    )
-
-
-def _budget_counts(rank: RankAnalysis) -> tuple[int, ...]:
-    budget = rank.error_budget
-    return budget.device_events, budget.unlinked, budget.cut, budget.crossing, budget.zero_length
-
-
-def _share(rank: RankAnalysis) -> str:
-    budget = rank.error_budget
-    return format_percent(budget.unlinked / budget.device_events) if budget.device_events else _ABSENT
 
 
 def _environment_rows(report: Report) -> list[tuple[str, str]]:

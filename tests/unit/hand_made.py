@@ -300,29 +300,3 @@ def alternating_log(num_ranks: int = 1) -> StepLog:
 
 def empty_report() -> Report:
     return Report(analysis=analysis(), findings=(), manifest=None, step_log=None, sources=())
-
-
-def hostile_report(name: str) -> Report:
-    """A report with `name` wherever a name from outside can stand."""
-    report = small_report()
-    assert report.manifest is not None
-    measured = analysis(two_ranks(name), report.step_log, notes=(name,))
-    records = [replace(record, error=name, notes=[name], device=name) for record in report.manifest.ranks]
-    environment = {**report.manifest.environment, "cpu": name, "platform": name, "packages": {name: name}}
-    hostile = replace(
-        report.manifest,
-        run_id=name,
-        status=RunStatus.FAILED,
-        failure=name,
-        command=[name],
-        declared={"preset": name},
-        ranks=records,
-        environment={**environment, "git": {"commit": name, "dirty": True}, "gpus": [{"name": name}]},
-    )
-    return Report(
-        analysis=measured,
-        findings=find_all(measured),
-        manifest=hostile,
-        step_log=report.step_log,
-        sources=(name,),
-    )

@@ -12,12 +12,12 @@ from hand_made import (
     analysis,
     damaged_report,
     empty_report,
-    hostile_report,
     manifest,
     partition,
     rank_analysis,
     small_report,
 )
+from hand_made_results import full_report, hostile_report
 
 from speedprof.report.document import as_document
 from speedprof.report.json_report import format_json, write_json

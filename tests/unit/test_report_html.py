@@ -14,7 +14,6 @@ from hand_made import (
     analysis,
     damaged_report,
     empty_report,
-    hostile_report,
     manifest,
     partition,
     rank_analysis,
@@ -25,9 +24,11 @@ from hand_made import (
     step_rows,
     two_ranks,
 )
+from hand_made_results import full_report, hostile_report
 
 from speedprof.findings import find_all
-from speedprof.report.charts import Axis, draw_mean_steps, draw_step_times, draw_steps
+from speedprof.report.bars import draw_mean_steps
+from speedprof.report.charts import Axis, draw_step_times, draw_steps
 from speedprof.report.document import Report
 from speedprof.report.html import format_html, write_html
 from speedprof.report.tables import partition_table, step_time_table
@@ -197,7 +198,7 @@ def test_each_step_is_drawn_once_where_its_time_says() -> None:
 
 
 def test_bars_are_as_long_as_their_share() -> None:
-    chart = draw_mean_steps(small_report().analysis)
+    chart = draw_mean_steps(small_report())
     assert chart is not None
     whole = 1024 - 84 - 64
     widths = {part.name: part.width for part in chart.bars[0].parts}
