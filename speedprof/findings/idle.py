@@ -87,14 +87,14 @@ _RULES = (
     _Rule(
         slug=Slug.IDLE_QUEUED,
         causes=(GapCause.QUEUED,),
-        claim="The device has nothing to do although the next work was launched in time, for",
+        claim="The device has nothing to do although the next work is launched already, for",
         try_next="See what that work waits for: an event of another stream, a copy, or a kernel that takes long to "
         "start because its launch is large.",
     ),
     _Rule(
         slug=Slug.IDLE_SHORT_GAPS,
         causes=(GapCause.BELOW_LAUNCH_RESOLUTION,),
-        claim="Gaps of a few microseconds between kernels that were launched in time add up to",
+        claim="Gaps of a few microseconds before work that is launched already add up to",
         try_next="Fewer and larger kernels: fuse, or capture the step in a CUDA graph, which starts kernels faster.",
     ),
     _Rule(
