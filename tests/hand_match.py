@@ -47,8 +47,10 @@ def match_by_hand(
 
 
 def match_in_order(ranks: Sequence[RankTimeline]) -> CollectiveMatch:
-    """The k-th collective of each rank is one collective; every rank must have as many."""
-    return match_by_hand(ranks, [{rank.rank: row for rank in ranks} for row in range(len(ranks[0].collectives))])
+    """The last collective of each rank is one collective, and so are those before it, as far as every rank has one."""
+    counts = {rank.rank: len(rank.collectives) for rank in ranks}
+    fewest = min(counts.values())
+    return match_by_hand(ranks, [{rank: counts[rank] - fewest + at for rank in counts} for at in range(fewest)])
 
 
 def refuse(ranks: Sequence[RankTimeline]) -> CollectiveMatch:

@@ -136,7 +136,7 @@ def _cut_to(pieces: Pieces, within: Intervals) -> Pieces:
     """The parts of the pieces that `within` covers."""
     if not len(pieces.row):
         return pieces
-    borders = np.unique(np.concatenate((pieces.start, pieces.end, within.start, within.end)))
+    borders = np.sort(np.concatenate((pieces.start, pieces.end, within.start, within.end)))
     left, right = borders[:-1], borders[1:]
     at = np.searchsorted(pieces.start, left, side="right") - 1
     inside = covered_before(within, right) > covered_before(within, left)

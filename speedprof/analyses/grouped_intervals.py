@@ -26,7 +26,7 @@ class GroupLine:
     @staticmethod
     def through(num_groups: int, *times: Int64s) -> GroupLine:
         """The line for intervals whose starts and ends are among `times`."""
-        return GroupLine(times=np.unique(np.concatenate(times)), num_groups=num_groups)
+        return GroupLine(times=np.sort(np.concatenate(times)), num_groups=num_groups)
 
     def lay(self, group: Int64s, start: Int64s, end: Int64s) -> Intervals:
         """The union of each group's intervals, on the line; sets on one line can be joined, intersected, subtracted."""

@@ -8,6 +8,7 @@ import pytest
 from builders_ranks import build_timelines, timeline_of
 from hand_match import match_by_hand, match_in_order, refuse
 
+from speedprof.analyses.breakdown import measure_breakdown
 from speedprof.analyses.exposure import ExposedSplit, Wait, measure_exposure
 from speedprof.analyses.idle_gaps import GapCause
 from speedprof.analyses.stages import measure_stages
@@ -276,13 +277,15 @@ def test_collectives_of_no_length():
 
 
 @pytest.mark.parametrize("sample", ["h200-2ranks", "cpu-2ranks"])
-def test_stages_are_split_into_what_stages_by_themselves_say(sample):
+def test_splits_sum_to_what_partitions_and_stages_by_themselves_say(sample):
     traces = [read_kineto(path) for path in sorted((SAMPLES / sample / "kineto").glob("*.json.gz"))]
     ranks = [timeline_of(trace) for trace in traces]
-    for trace, one in zip(traces, measure_exposure(ranks, refuse(ranks)), strict=True):
-        exposed = {(stage.stage, stage.group): stage.exposed_ns for stage in measure_stages(trace)}
-        assert sum(exposed.values()) > 0
-        assert {key: exposed.get(key, 0) for key in one.stages} == {
-            key: cut.exposed_ns for key, cut in one.stages.items()
-        }
-        assert sum(exposed[key] for key in one.stages) == sum(exposed.values())
+    for trace, one in zip(traces, measure_exposure(ranks, match_in_order(ranks)), strict=True):
+        breakdown = measure_breakdown(trace)
+        assert one.split.exposed_ns == breakdown.partition.exposed_communication_ns > 0
+        exposed = [step.partition.exposed_communication_ns for step in breakdown.steps]
+        assert [cut.exposed_ns for cut in one.steps] == exposed
+        assert sum(wait.ns for wait in one.waits) == sum(cut.wait_ns for cut in one.steps) > 0
+        stages = {(stage.stage, stage.group): stage.exposed_ns for stage in measure_stages(trace) if stage.exposed_ns}
+        assert {key: cut.exposed_ns for key, cut in one.stages.items() if cut.exposed_ns} == stages
+        assert stages
