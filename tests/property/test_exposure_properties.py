@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from hand_match import match_by_hand
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speedprof.analyses.breakdown import Partition, Segment
@@ -158,6 +158,7 @@ def check_waits(ranks: list[Drawn], rank: RankExposure, waited: list[tuple[int, 
         assert sum(wait.idle_by_cause.values()) == wait.idle_ns
 
 
+@settings(deadline=None)
 @given(runs())
 def test_every_exposed_instant_is_counted_once_and_as_the_rules_say(run):
     ranks, collectives, incomplete, behind = run
@@ -177,6 +178,7 @@ def test_every_exposed_instant_is_counted_once_and_as_the_rules_say(run):
 grouped = st.lists(st.tuples(st.integers(0, 2), spans), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(grouped, grouped, st.lists(spans, max_size=4))
 def test_one_sweep_over_all_groups_is_a_sweep_over_each(a, b, within):
     def columns(rows):

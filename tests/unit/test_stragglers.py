@@ -257,6 +257,13 @@ def test_the_record_run_waits_for_rank_1_whose_host_launches_late():
 
 
 @needs_captures
+def test_the_straggler_of_the_record_run_waits_least():
+    waits = {rank.rank: rank.exposure.split.wait_ns for rank in analysis_of("speedrun-8xH100").ranks}
+    assert min(waits, key=waits.get) == 1
+    assert sorted(waits.values())[1] > 5 * waits[1]
+
+
+@needs_captures
 def test_the_recommender_waits_for_rank_7():
     first, *_ = analysis_of("dlrm-8xV100").stragglers
     assert first.rank == 7
