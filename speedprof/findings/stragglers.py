@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from speedprof.analyses.analysis import Analysis, RankAnalysis
-from speedprof.analyses.stragglers import Straggler, StragglerCause
+from speedprof.analyses.stragglers import EXCESS_OF_CAUSE, Straggler, StragglerCause
 from speedprof.findings.costs import (
     format_cost_of,
     has_steps,
@@ -43,13 +43,6 @@ _TRY_NEXT = {
     StragglerCause.SLOW_KERNEL: "See whether this rank has more work than the others (longer documents, a larger "
     "shard) or a slower device: compare its clocks, power and temperature.",
     StragglerCause.UNEXPLAINED: "Look at this rank's timeline just before the collectives that the others wait in.",
-}
-
-_CATEGORY_OF = {
-    StragglerCause.LATE_LAUNCH: "late_launch",
-    StragglerCause.INPUT: "input",
-    StragglerCause.SYNC: "sync",
-    StragglerCause.SLOW_KERNEL: "compute",
 }
 
 _MOST_KERNELS = 2
@@ -121,12 +114,11 @@ def find_clock_offsets(analysis: Analysis) -> Iterator[Finding]:
 
 
 def _why(analysis: Analysis, one: Straggler) -> str:
-    category = _CATEGORY_OF.get(one.cause)
     slow = [
         f"{kernel.name[:_LONGEST_NAME]} by {format_ns(kernel.own_ns - kernel.others_ns)}" for kernel in one.slow_kernels
     ]
     return _WHY[one.cause].format(
-        excess=format_ns(one.excess_ns.get(category, 0)) if category else "",
+        excess=format_ns(sum(one.excess_ns.get(name, 0) for name in EXCESS_OF_CAUSE.get(one.cause, ()))),
         unit="per step" if has_steps(analysis) else "in the capture",
         kernels=f", most in {' and '.join(slow[:_MOST_KERNELS])}" if slow else "",
     )
