@@ -52,13 +52,14 @@ class RawTrace:
 
 def assemble(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> Trace:
     """The trace; on the device's timeline if there is any device work or should be, else on the host's."""
-    raw = _of_one_device(raw, patterns)
+    collective_of = _collectives_by_name(raw, patterns)
+    raw = _of_one_device(raw, collective_of)
     missing = () if len(raw.device) else _note_missing_work(raw)
     on_device = len(raw.device) > 0 or len(missing) > 0
     ranges = make_ranges(raw.ranges, raw.texts)
     steps = find_host_steps(ranges)
     links = link_kernels(raw.device, raw.launches, ranges, steps)
-    work = _Work.of(raw, links, patterns)
+    work = _Work.of(raw, links, collective_of)
     collectives, notes = (
         _device_side(raw, work, ranges, steps) if on_device else _host_side(raw, ranges, steps, patterns)
     )
@@ -78,12 +79,12 @@ def assemble(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> Trace:
     )
 
 
-def _of_one_device(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> RawTrace:
+def _of_one_device(raw: RawTrace, collective_of: Sequence[str | None]) -> RawTrace:
     """Only the work of the device that computes most; work that does not name its device is taken as that one's."""
     device = raw.device
     if not len(device):
         return raw
-    is_compute = np.equal(_kinds(raw, _collectives_by_name(raw, patterns)), list(KernelKind).index(KernelKind.COMPUTE))
+    is_compute = np.equal(_kinds(raw, collective_of), list(KernelKind).index(KernelKind.COMPUTE))
     main = find_main_device(device, is_compute)
     kept = (device.device == main) | (device.device == ABSENT)
     notes = note_other_devices(device, main, kept)
@@ -106,15 +107,14 @@ class _Work:
 
     device: RawEvents
     links: Links
-    collective_of: list[str | None]
+    collective_of: Sequence[str | None]
     kind: Int64s
     cut: Bools
     crossing: Bools
 
     @staticmethod
-    def of(raw: RawTrace, links: Links, patterns: Sequence[CollectivePattern]) -> _Work:
+    def of(raw: RawTrace, links: Links, collective_of: Sequence[str | None]) -> _Work:
         device = raw.device
-        collective_of = _collectives_by_name(raw, patterns)
         return _Work(
             device=device,
             links=links,
