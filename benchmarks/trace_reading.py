@@ -198,14 +198,16 @@ def measure_variants(
     ]
 
 
-def measure_folder(arguments: argparse.Namespace) -> None:
+def measure_folder(arguments: argparse.Namespace, scratch: Path) -> None:
     """All ranks of a folder: ours to a whole report, HTA's only loaded."""
     folder = arguments.folder
     print()
     print_row(f"all ranks of {folder.name}", "CPU s", "wall s", "peak MB of the largest process")
     print_row(*["---"] * 4)
+    ours: tuple[str | Path, ...] = (sys.executable, "-m", "speedprof")
     commands: list[tuple[str, list[str | Path]]] = [
-        ("speedprof analyze --json", [sys.executable, "-m", "speedprof", "analyze", folder, "--json"])
+        ("speedprof analyze --json", [*ours, "analyze", folder, "--json"]),
+        ("speedprof report: page, JSON, Markdown", [*ours, "report", folder, "--out", scratch, "--force"]),
     ]
     if arguments.rival:
         commands.append(("HTA, loading alone", [arguments.rival, HERE / "measure_with_hta.py", folder]))
@@ -254,8 +256,8 @@ def main() -> None:
     print(f"Python {sys.version.split()[0]}, {describe_machine()}; {arguments.trace.name}, {arguments.repeats} runs\n")
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         measure_sizes(arguments, Path(scratch))
-    if arguments.folder:
-        measure_folder(arguments)
+        if arguments.folder:
+            measure_folder(arguments, Path(scratch))
     print(f"\nload averages at the end {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
 
 
