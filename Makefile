@@ -42,3 +42,4 @@ gold: $(INSTALLED) ## capture the sample that this machine can make anew, and re
 
 benchmarks: $(INSTALLED) ## run every benchmark that needs no GPU
 	$(BIN)/python -m benchmarks.annotation_cost
+	$(BIN)/python -m benchmarks.trace_reading
