@@ -52,7 +52,8 @@ def capture(
     """Run the trainer on every GPU, or on 2 CPU ranks; clock its steps, trace some, and report.
 
     After the warm-up, STEPS steps are clocked without the profiler. Then as many are traced as --max-trace-mb holds.
-    Everything lands in traces/<run-id>/, the reports in reports/<run-id>/.
+    Everything lands in traces/<run-id>/, the reports in reports/<run-id>/. A timeline for Perfetto takes longer to
+    write, and is left to `report --format perfetto`.
 
     Examples:
       python -m speedprof capture --steps 50
@@ -169,13 +170,13 @@ def _report(run_dir: RunDir, out: Path, missing: str | None) -> None:
         return
     from rich.console import Console
 
-    from speedprof.cli.outputs import Format, terminal_width, write_reports
+    from speedprof.cli.outputs import QUICK_FORMATS, terminal_width, write_reports
     from speedprof.cli.sources import report_on_run
     from speedprof.report.console import print_report
 
     report = report_on_run(run_dir)
     if not report.analysis.ranks and not report.analysis.step_times:
         return
-    paths = write_reports(report, out / "reports" / run_dir.path.name, list(Format), force=True)
+    paths = write_reports(report, out / "reports" / run_dir.path.name, QUICK_FORMATS)
     print_report(report, Console(width=terminal_width()))
     print(f"\nrun      {run_dir.path}\nreport   {paths[0]}\nviews    tensorboard --logdir {run_dir.path.parent}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from speedprof.cli.sources import read_again
+from speedprof.cli.trace_options import Reading, choose_reading
 from speedprof.errors import UsageError
 from speedprof.report.document import Report
 from speedprof.report.html import write_html
@@ -18,25 +20,45 @@ class Format(StrEnum):
     HTML = "html"
     JSON = "json"
     MD = "md"
+    PERFETTO = "perfetto"
 
 
-_WRITERS: dict[Format, tuple[str, Callable[[Report, Path], None]]] = {
-    Format.HTML: ("index.html", write_html),
-    Format.JSON: ("report.json", write_json),
-    Format.MD: ("report.md", write_markdown),
+# All that is made of the analysis alone, without reading the traces again.
+QUICK_FORMATS = (Format.HTML, Format.JSON, Format.MD)
+
+_FILES = {
+    Format.HTML: "index.html",
+    Format.JSON: "report.json",
+    Format.MD: "report.md",
+    Format.PERFETTO: "perfetto.json.gz",
 }
 
 
-def write_reports(report: Report, folder: Path, formats: Sequence[Format], *, force: bool) -> list[Path]:
-    """Write each format into `folder`. Raises UsageError where a file exists already, unless `force`."""
-    paths = [folder / _WRITERS[one][0] for one in formats]
-    existing = [path for path in paths if path.exists()]
-    if existing and not force:
-        raise UsageError(f"{existing[0]}: exists already", next_step="overwrite it with --force, or choose --out")
+def choose_formats(text: str) -> list[Format]:
+    """The formats that `--format` names, each once. Raises UsageError for what is none."""
+    try:
+        return list(dict.fromkeys(Format(name.strip()) for name in text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"--format {text}: {error}", next_step=f"choose from {','.join(Format)}") from None
+
+
+def refuse_existing(folder: Path, formats: Sequence[Format]) -> None:
+    """Raises UsageError where `folder` holds a report in one of these formats already."""
+    for path in (folder / _FILES[one] for one in formats):
+        if path.exists():
+            raise UsageError(f"{path}: exists already", next_step="overwrite it with --force, or choose --out")
+
+
+def write_reports(
+    report: Report, folder: Path, formats: Sequence[Format], *, reading: Reading | None = None
+) -> list[Path]:
+    """Write each format into `folder`, over what is there. `reading` says how the traces were read, for those formats
+    that read them again."""
+    paths = [folder / _FILES[one] for one in formats]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for one, path in zip(formats, paths, strict=True):
-            _WRITERS[one][1](report, path)
+            _write(report, one, path, reading or choose_reading())
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})", next_step="choose another --out") from error
     return paths
@@ -45,3 +67,16 @@ def write_reports(report: Report, folder: Path, formats: Sequence[Format], *, fo
 def terminal_width() -> int:
     """The width for tables: that of the terminal, but never under 100 columns, which they need."""
     return max(100, shutil.get_terminal_size((100, 40)).columns)
+
+
+def _write(report: Report, form: Format, path: Path, reading: Reading) -> None:
+    if form is Format.HTML:
+        write_html(report, path)
+    elif form is Format.JSON:
+        write_json(report, path)
+    elif form is Format.MD:
+        write_markdown(report, path)
+    else:
+        from speedprof.report.perfetto import write_perfetto
+
+        write_perfetto(read_again(report, reading), report.analysis, report.findings, path)

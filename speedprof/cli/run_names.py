@@ -36,11 +36,11 @@ def find_run(name: str, root: Path) -> RunDir:
 
 def _is_run(path: Path) -> bool:
     """Whether a folder holds a run; one that lost its manifest still has what its ranks wrote."""
-    return (path / "manifest.json").is_file() or (path / "rank0.json").is_file()
+    return os.path.isfile(path / "manifest.json") or os.path.isfile(path / "rank0.json")
 
 
 def _run_at(path: Path) -> RunDir:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UnreadableError(f"{path}: there is no such run", next_step="see what lies in traces/")
     if not _is_run(path):
         raise UnreadableError(f"{path}: is no run directory", next_step="for trace files and folders use `analyze`")

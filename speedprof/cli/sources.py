@@ -2,79 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from speedprof.analyses.analysis import Analysis, RankAnalysis
-from speedprof.analyses.breakdown import measure_breakdown
-from speedprof.analyses.copies import measure_copies
 from speedprof.analyses.core_sharing import is_sharing_cores
-from speedprof.analyses.stages import measure_stages
+from speedprof.analyses.measure import RankMeasurement, compare_ranks
 from speedprof.analyses.step_time import measure_step_time
+from speedprof.cli.ranks_in_parallel import measure_files
 from speedprof.cli.run_names import find_run
+from speedprof.cli.trace_files import TraceFile, find_trace_files
+from speedprof.cli.trace_options import Reading, choose_reading
 from speedprof.errors import UnreadableError
 from speedprof.findings import find_all
 from speedprof.report.document import Report
 from speedprof.run_dir import Manifest, RunDir, read_manifest
 from speedprof.step_log import StepLog, read_step_log
-from speedprof.trace.model import Trace
+from speedprof.trace.model import Timeline, Trace
 from speedprof.trace.read_kineto import read_kineto
-
-TRACE_PATTERNS = ("*.json", "*.json.gz")
 
 # How many skipped files of a folder are named with their reason.
 _MOST_PROBLEMS = 5
 
+_KINDS = {Timeline.DEVICE: "GPU", Timeline.HOST: "CPU"}
 
-def report_on_run(run_dir: RunDir) -> Report:
+# A trace and where it was read.
+_Ranks = dict[Path, RankMeasurement]
+
+
+def find_source(names: Sequence[str], root: Path) -> RunDir | tuple[Path, ...]:
+    """What is meant: one run, by path or name in `root`, or any number of trace files and folders.
+
+    Raises UsageError or UnreadableError where there is no such run.
+    """
+    first = names[0]
+    is_there, is_run = os.path.exists(first), os.path.isfile(os.path.join(first, "manifest.json"))
+    if len(names) == 1 and (is_run or not is_there) and not first.endswith((".json", ".gz")):
+        return find_run(first, root)
+    return tuple(map(Path, names))
+
+
+def report_on(source: RunDir | Sequence[Path], reading: Reading | None = None) -> Report:
+    """Everything that a run or traces tell; without `reading`, read as without any option."""
+    reading = reading or choose_reading()
+    return report_on_run(source, reading) if isinstance(source, RunDir) else report_on_traces(source, reading)
+
+
+def report_on_run(run_dir: RunDir, reading: Reading | None = None) -> Report:
     """Everything that a run directory tells. What of it is missing or cannot be read becomes a note."""
     manifest = read_manifest(run_dir)
     notes: list[str] = []
-    traces = _read_some(run_dir.kineto_paths(), notes)
-    if traces:
-        missing = {record.rank for record in manifest.ranks} - {trace.rank for trace in traces}
+    ranks = _read_run(run_dir, reading or choose_reading(), notes)
+    if ranks:
+        missing = {record.rank for record in manifest.ranks} - {one.analysis.rank for one in ranks.values()}
         notes += [f"rank {rank} has no trace: the means over ranks leave it out" for rank in sorted(missing)]
     step_log = _read_step_logs(run_dir.steps_paths(), notes)
-    return _report([run_dir.path], traces, step_log=step_log, manifest=manifest, notes=notes)
+    return _report([run_dir.path], ranks, step_log=step_log, manifest=manifest, notes=notes)
 
 
-def report_on_traces(paths: Sequence[Path]) -> Report:
+def report_on_traces(paths: Sequence[Path], reading: Reading | None = None) -> Report:
     """Everything that Kineto files tell, one of each rank. In a folder, files that are no Kineto traces are skipped.
 
     Raises UnreadableError for a named file that cannot be read, for a folder without any trace, and for traces that
-    cannot be of one run: two of a rank, or of a host and a device timeline.
+    cannot be of one run: two of a rank, of runs of different size, or of a host and a device timeline.
     """
     notes: list[str] = []
-    traces: list[tuple[Path, Trace]] = []
-    for path in dict.fromkeys(paths):  # a file named twice is read once
-        traces += _read_folder(path, notes) if path.is_dir() else [(path, read_kineto(path))]
-    _require_one_run(traces)
-    return _report(paths, [trace for _, trace in traces], step_log=None, manifest=None, notes=notes)
+    ranks = _read_files(find_trace_files(paths, notes), reading or choose_reading(), paths, notes)
+    return _report(paths, ranks, step_log=None, manifest=None, notes=notes)
 
 
-def report_on(names: Sequence[str], root: Path) -> Report:
-    """What `analyze` was asked for: one run, by path or name in `root`, or any number of trace files and folders."""
-    if len(names) == 1 and (not Path(names[0]).exists() or (Path(names[0]) / "manifest.json").is_file()):
-        if names[0].endswith((".json", ".gz")):
-            raise UnreadableError(f"{names[0]}: there is no such file", next_step="name a trace, a folder or a run")
-        return report_on_run(find_run(names[0], root))
-    return report_on_traces([Path(name) for name in names])
+def read_again(report: Report, reading: Reading) -> Iterator[Trace]:
+    """The traces of a report one at a time, in the order of their ranks."""
+    for path in report.trace_paths:
+        yield read_kineto(path, limits=reading.limits, patterns=reading.patterns)
 
 
 def _report(
     paths: Sequence[Path],
-    traces: Sequence[Trace],
+    ranks: _Ranks,
     *,
     step_log: StepLog | None,
     manifest: Manifest | None,
     notes: Sequence[str],
 ) -> Report:
-    analysis = Analysis(
-        ranks=tuple(_measure(trace) for trace in sorted(traces, key=lambda trace: trace.rank)),
+    analysis = compare_ranks(
+        list(ranks.values()),
         step_times=measure_step_time(step_log) if step_log else (),
-        notes=(*notes, *(step_log.notes if step_log else ()), *_trace_notes(traces)),
+        notes=(*notes, *(step_log.notes if step_log else ())),
     )
     shares_cores = is_sharing_cores(manifest) if manifest else None
     return Report(
@@ -83,69 +99,63 @@ def _report(
         manifest=manifest,
         step_log=step_log,
         sources=tuple(str(path) for path in paths),
+        trace_paths=tuple(sorted(ranks, key=lambda path: ranks[path].analysis.rank)),
     )
 
 
-def _measure(trace: Trace) -> RankAnalysis:
-    breakdown = measure_breakdown(trace)
-    return RankAnalysis(
-        rank=trace.rank,
-        breakdown=breakdown,
-        stages=measure_stages(trace),
-        copies=measure_copies(trace, breakdown),
-        error_budget=trace.error_budget,
-        is_damaged=trace.is_damaged,
-    )
+def _read_run(run_dir: RunDir, reading: Reading, notes: list[str]) -> _Ranks:
+    """The traces of a run. One that cannot be read, or is of a rank that there is one of, becomes a note."""
+    paths = run_dir.kineto_paths()
+    path_of: dict[int, Path] = {}
+    ranks: _Ranks = {}
+    for path, found in zip(paths, measure_files(paths, reading), strict=True):
+        if isinstance(found, UnreadableError):
+            notes.append(found.problem)
+        elif (first := path_of.setdefault(found.analysis.rank, path)) != path:
+            notes.append(f"{path} is of rank {found.analysis.rank}, as {first} is, and is left out")
+        else:
+            ranks[path] = found
+    return ranks
 
 
-def _trace_notes(traces: Sequence[Trace]) -> list[str]:
-    return [f"rank {trace.rank}: {note}" for trace in traces for note in trace.notes]
-
-
-def _require_one_run(traces: Sequence[tuple[Path, Trace]]) -> None:
-    first_of_rank: dict[int, Path] = {}
-    for path, trace in traces:
-        if trace.rank in first_of_rank:
+def _read_files(files: Sequence[TraceFile], reading: Reading, named: Sequence[Path], notes: list[str]) -> _Ranks:
+    ranks: _Ranks = {}
+    problems: dict[Path, list[str]] = {path: [] for path in named if os.path.isdir(path)}
+    for file, found in zip(files, measure_files([file.path for file in files], reading), strict=True):
+        if not isinstance(found, UnreadableError):
+            _require_one_run(ranks, file.path, found)
+            ranks[file.path] = found
+        elif file.folder is None:
+            raise found
+        else:
+            problems[file.folder].append(found.problem)
+    for folder, skipped in problems.items():
+        num_files = sum(file.folder == folder for file in files)
+        if not any(path.is_relative_to(folder) for path in ranks):
             raise UnreadableError(
-                f"{path}: is of rank {trace.rank}, as {first_of_rank[trace.rank]} is",
-                next_step="name the traces of one run alone",
+                f"{folder}: none of its {num_files} JSON files is a Kineto trace",
+                next_step="name a folder that torch.profiler wrote to",
             )
-        first_of_rank[trace.rank] = path
-    if len({trace.timeline for _, trace in traces}) > 1:
-        raise UnreadableError(
-            f"{traces[0][0]}: and others beside it are of GPU and of CPU ranks",
-            next_step="name the traces of one run alone",
-        )
+        if skipped:
+            notes.append(f"{len(skipped)} of {num_files} JSON files in {folder} are no Kineto traces and were skipped")
+            notes += skipped[:_MOST_PROBLEMS]
+    return ranks
 
 
-def _read_folder(folder: Path, notes: list[str]) -> list[tuple[Path, Trace]]:
-    paths = sorted({path for pattern in TRACE_PATTERNS for path in folder.rglob(pattern) if path.is_file()})
-    traces: list[tuple[Path, Trace]] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            traces.append((path, read_kineto(path)))
-        except UnreadableError as error:
-            problems.append(error.problem)
-    if not traces:
-        raise UnreadableError(
-            f"{folder}: none of its {len(paths)} JSON files is a Kineto trace",
-            next_step="name a folder that torch.profiler wrote to",
-        )
-    if problems:
-        notes.append(f"{len(problems)} of {len(paths)} JSON files in {folder} are not Kineto traces and were skipped")
-        notes += problems[:_MOST_PROBLEMS]
-    return traces
-
-
-def _read_some(paths: Sequence[Path], notes: list[str]) -> list[Trace]:
-    traces: list[Trace] = []
-    for path in paths:
-        try:
-            traces.append(read_kineto(path))
-        except UnreadableError as error:
-            notes.append(error.problem)
-    return traces
+def _require_one_run(ranks: _Ranks, path: Path, found: RankMeasurement) -> None:
+    """Raises UnreadableError where a trace cannot be of one run with those before it."""
+    ours = found.timeline
+    for other_path, other in ranks.items():
+        theirs = other.timeline
+        difference = None
+        if ours.rank == theirs.rank:
+            difference = f"is of rank {ours.rank}, as {other_path} is"
+        elif ours.timeline is not theirs.timeline:
+            difference = f"is of a {_KINDS[ours.timeline]} rank, {other_path} of a {_KINDS[theirs.timeline]} rank"
+        elif None not in (ours.world_size, theirs.world_size) and ours.world_size != theirs.world_size:
+            difference = f"is of a run of {ours.world_size} ranks, {other_path} of one of {theirs.world_size}"
+        if difference:
+            raise UnreadableError(f"{path} {difference}", next_step="name the traces of one run alone")
 
 
 def _read_step_logs(paths: Sequence[Path], notes: list[str]) -> StepLog:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from speedprof.cli.outputs import Format, write_reports
+from speedprof.cli.outputs import QUICK_FORMATS, write_reports
 from speedprof.cli.sources import report_on_run
 from speedprof.report.console import print_report
 from speedprof.run_dir import RunDir
@@ -50,7 +50,7 @@ SAMPLES = (
 def write_gold(sample: Sample, folder: Path) -> None:
     """Write every report of a sample into `folder`. The working directory must be ROOT."""
     report = report_on_run(sample.run_dir)
-    write_reports(report, folder, list(Format), force=True)
+    write_reports(report, folder, QUICK_FORMATS)
     _write_console(lambda console: print_report(report, console), folder / "console.txt")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from speedprof.cli.run_names import find_run
-from speedprof.cli.sources import report_on, report_on_run
+from speedprof.cli.sources import report_on_run, report_on_traces
 from speedprof.errors import UnreadableError
 from speedprof.run_dir import RunDir
 
@@ -30,23 +30,34 @@ def test_two_traces_of_a_rank_are_refused(run_dir: RunDir) -> None:
     path = run_dir.kineto_paths()[0]
     again = shutil.copy(path, run_dir.path / "again.json.gz")
     with pytest.raises(UnreadableError, match=r"is of rank 0, as .* is; name the traces of one run alone"):
-        report_on([str(path), str(again)], run_dir.path)
+        report_on_traces([path, Path(again)])
 
 
 def test_a_file_that_is_named_twice_is_read_once(run_dir: RunDir) -> None:
-    path = str(run_dir.kineto_paths()[0])
-    assert [rank.rank for rank in report_on([path, path], run_dir.path).analysis.ranks] == [0]
+    path = run_dir.kineto_paths()[0]
+    link = run_dir.path / "link.json.gz"
+    link.symlink_to(path)
+    report = report_on_traces([path, path, path.parent / "." / path.name, path.resolve(), link])
+    assert ([rank.rank for rank in report.analysis.ranks], report.trace_paths) == ([0], (path,))
+
+
+def test_the_traces_of_a_report_are_in_the_order_of_ranks(run_dir: RunDir) -> None:
+    paths = run_dir.kineto_paths()
+    report = report_on_traces(paths[::-1])
+    assert [rank.rank for rank in report.analysis.ranks] == [0, 1]
+    assert report.trace_paths == tuple(paths)
+    assert report.sources == tuple(str(path) for path in paths[::-1])
 
 
 def test_a_folder_of_several_runs_is_refused() -> None:
     with pytest.raises(UnreadableError, match="name the traces of one run alone"):
-        report_on([str(SAMPLES)], SAMPLES)
+        report_on_traces([SAMPLES])
 
 
 def test_gpu_and_cpu_ranks_are_not_averaged(run_dir: RunDir) -> None:
     gpu = RunDir(SAMPLES / "h200-2ranks").kineto_paths()[0]
-    with pytest.raises(UnreadableError, match="GPU and of CPU ranks"):
-        report_on([str(gpu), str(run_dir.kineto_paths()[1])], run_dir.path)
+    with pytest.raises(UnreadableError, match=r"is of a CPU rank, .* of a GPU rank; name the traces"):
+        report_on_traces([gpu, run_dir.kineto_paths()[1]])
 
 
 def test_a_rank_without_a_trace_is_told(run_dir: RunDir) -> None:
@@ -65,7 +76,7 @@ def test_a_damaged_step_log_costs_its_rank_alone(run_dir: RunDir) -> None:
 
 def test_a_skipped_file_is_named_with_its_reason(run_dir: RunDir) -> None:
     (run_dir.path / "kineto" / "rank2.json").write_bytes(b"")
-    report = report_on([str(run_dir.path / "kineto")], run_dir.path)
+    report = report_on_traces([run_dir.path / "kineto"])
     assert any("1 of 3 JSON files" in note for note in report.analysis.notes)
     assert any("rank2.json" in note and "empty" in note for note in report.analysis.notes)
 
@@ -107,5 +118,5 @@ def test_a_name_in_an_error_does_not_reach_the_terminal_raw() -> None:
 
 def test_a_missing_json_file_is_said_to_be_missing() -> None:
     done = run("analyze", "nowhere.json")
-    assert done.stderr == "speedprof: error: nowhere.json: there is no such file; name a trace, a folder or a run\n"
+    assert done.stderr == "speedprof: error: nowhere.json does not exist; check the path\n"
     assert json.dumps(done.stdout) == '""'
