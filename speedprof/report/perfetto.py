@@ -36,8 +36,9 @@ from speedprof.units import NS_PER_S
 # Perfetto lists a thread first that has its process's number, so processes are numbered beyond all tracks.
 _FINDINGS_PID = 10_000
 _FIRST_RANK_PID = 10_001
-# The file's time begins so long before the first event that is known of: of ranks that are not read yet it is known
-# when their device began, and their hosts began before that. Viewers count from the first event in the file.
+# Perfetto drops what begins before time 0. Of ranks that are not read yet it is known when their device began, and
+# their hosts began before that: the file's time begins so long before the first device. Viewers count from the first
+# event in the file.
 _MOST_BEFORE_NS = 3_600 * NS_PER_S
 _GZIP_LEVEL = 1
 
@@ -70,8 +71,13 @@ def write_perfetto(traces: Iterable[Trace], analysis: Analysis, findings: Sequen
             num_arrows += len(trace.launches)
             # Lest this rank is kept while the next one is read.
             del trace, groups
-        offsets = {str(rank): clock.offset_ns(rank) for rank in sorted(clock.offsets_ns)}
-        file.close({"speedprof": __version__, "base_time_ns": base_ns or 0, "clock_offset_ns_of_rank": offsets})
+        file.close(
+            {
+                "speedprof": __version__,
+                "base_time_ns": base_ns or 0,
+                "clock_offset_ns_of_rank": {str(rank): clock.offset_ns(rank) for rank in sorted(clock.offsets_ns)},
+            }
+        )
 
 
 def _find_base(marked: TrackGroup, clock: FileClock) -> int | None:

@@ -17,8 +17,8 @@ from speedprof.units import NS_PER_US
 
 # Names and claims longer than this lose their middle.
 LONGEST_TEXT = 2_000
-# Slices that are made into text at a time: some 20 MB of it.
-_CHUNK_ROWS = 1 << 17
+# Slices that are made into text at a time: some 5 MB of it, and as much again for each move on its way.
+_CHUNK_ROWS = 1 << 15
 
 _DECIMALS = pl.Series([f".{ns:03d}" for ns in range(NS_PER_US)], dtype=pl.String)
 
@@ -66,7 +66,7 @@ def format_metadata(name: str, pid: int, tid: int | None, args: Mapping[str, Any
 
 
 def format_slices(slices: pl.DataFrame, tid: Int64s, pid: int, shift_ns: int) -> Iterator[bytes]:
-    """Complete events, in the order of the rows, in pieces of some 20 MB.
+    """Complete events, in the order of the rows, in pieces of some 5 MB.
 
     `slices` has the columns `start_ns`, `end_ns`, `label` and `more`; `shift_ns` is added to the times. Times are µs
     with three decimals, exact to the ns.
