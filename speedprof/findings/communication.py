@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from speedprof.analyses.analysis import Analysis, RankAnalysis
 from speedprof.analyses.breakdown import Partition
@@ -62,17 +62,16 @@ def find_exposed(analysis: Analysis) -> Iterator[Finding]:
     whole = measure_by_rank(ranks, _exposed_ns)
     waited = {rank.rank: per_window(rank, waited_for_stragglers(analysis, rank)) for rank in ranks}
     rest = {rank: whole[rank] - waited[rank] for rank in whole}
-    stages = _stage_times(analysis, ranks)
-    for (slug, group), exposed in stages:
+    beyond_stages = rest
+    for (slug, group), exposed in _stage_times(analysis, ranks):
         if is_worth_telling(analysis, mean(exposed.charged)):
             rest = {rank: rest[rank] - exposed.charged[rank] for rank in rest}
             name = "Reduce-scatter" if slug is Slug.EXPOSED_REDUCE_SCATTER else "All-gather"
             yield _finding(analysis, slug, f"{name} of {_shorten(group)}", exposed)
     if is_worth_telling(analysis, mean(rest)):
-        is_whole = rest == whole
-        subject = "Communication" if is_whole else "Communication that no other finding is charged with"
-        split = _mean_split(ranks, [_sum(one.exposure.steps) if one.exposure else _sum([]) for one in ranks])
-        exposed = _Exposed(measured=rest, charged=rest, split=split if is_whole else None)
+        subject = "Communication" if rest == whole else "Communication that no other finding is charged with"
+        split = _mean_split(ranks, [_split_beyond_stragglers(analysis, one) for one in ranks])
+        exposed = _Exposed(measured=rest, charged=rest, split=split if rest == beyond_stages else None)
         yield _finding(analysis, Slug.EXPOSED_COMMUNICATION, subject, exposed)
 
 
@@ -156,6 +155,14 @@ def _stage_split(rank: RankAnalysis, key: tuple[Slug, str]) -> ExposedSplit:
     slug, group = key
     stages = rank.exposure.stages if rank.exposure else {}
     return _sum([stages[stage, group] for stage in _STAGES_OF[slug] if (stage, group) in stages])
+
+
+def _split_beyond_stragglers(analysis: Analysis, rank: RankAnalysis) -> ExposedSplit:
+    """The split over the rank's windows, without the waiting that stragglers are charged with."""
+    if rank.exposure is None:
+        return _sum([])
+    whole = _sum(rank.exposure.steps or [rank.exposure.split])
+    return replace(whole, wait_ns=whole.wait_ns - waited_for_stragglers(analysis, rank))
 
 
 def _mean_split(ranks: Sequence[RankAnalysis], totals: Sequence[ExposedSplit]) -> ExposedSplit:

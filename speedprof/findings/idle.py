@@ -25,6 +25,7 @@ from speedprof.findings.finding import Evidence, Finding, Severity, Slug
 from speedprof.units import format_ns
 
 SMALLEST_PROFILER_SHARE = 0.1  # of a cost: what the profiler adds to a step is told beside it from here
+_LONGEST_NAME = 60
 SMALLEST_PLACE_SHARE = 0.25  # of a cause's time on the worst rank: a place on the host is named from here
 
 
@@ -143,7 +144,7 @@ def _find(analysis: Analysis, rule: _Rule, idle: ByRank) -> Iterator[Finding]:
     yield Finding(
         slug=rule.slug,
         severity=Severity.INFO if may_be_profiler else rate(analysis, cost_ns),
-        claim=f"{rule.claim} {format_times(analysis, idle)}{_place_remark(place)}"
+        claim=f"{rule.claim} {format_times(analysis, idle)}{_place_remark(place, idle)}"
         f"{_profiler_remark(profiler_ns, cost_ns)}.",
         cost_ns=0 if may_be_profiler else cost_ns,
         evidence=_evidence(analysis, rule, idle),
@@ -179,11 +180,10 @@ def _place(rank: RankAnalysis, rule: _Rule) -> str | None:
     return name if name is not None and totals[name] >= SMALLEST_PLACE_SHARE * whole_ns else None
 
 
-def _place_remark(place: str | None) -> str:
-    return f", there mostly in {place[:_LONGEST_NAME]}" if place else ""
-
-
-_LONGEST_NAME = 60
+def _place_remark(place: str | None, idle: ByRank) -> str:
+    if place is None:
+        return ""
+    return f", {'there mostly' if len(idle) > 1 else 'mostly'} in {place[:_LONGEST_NAME]}"
 
 
 def _profiler_remark(profiler_ns: int, cost_ns: int) -> str:

@@ -14,6 +14,7 @@ from speedprof.findings.costs import (
     is_worth_telling,
     mean,
     measure_by_rank,
+    per_window,
     rate,
     sound_ranks,
     windows_of,
@@ -45,6 +46,7 @@ _TRY_NEXT = {
     StragglerCause.UNEXPLAINED: "Look at this rank's timeline just before the collectives that the others wait in.",
 }
 
+SMALLEST_OUTSIDE_SHARE = 0.1  # of a straggler's cost: waiting outside its capture is told from here
 _MOST_KERNELS = 2
 _LONGEST_NAME = 60
 
@@ -59,9 +61,9 @@ def find_waiting_for_stragglers(analysis: Analysis) -> Iterator[Finding]:
         yield Finding(
             slug=Slug.STRAGGLER,
             severity=rate(analysis, one.cost_ns),
-            claim=f"The other ranks wait for rank {one.rank} with nothing to compute for "
+            claim=f"{_who_waits(analysis, one)} for rank {one.rank} with nothing to compute for "
             f"{format_cost_of(analysis, one.cost_ns)}, {format_percent(one.share)} of all waiting for other ranks. "
-            f"{_why(analysis, one)}.",
+            f"{_why(analysis, one)}.{_outside_remark(analysis, one)}",
             cost_ns=one.cost_ns,
             evidence=evidence,
             try_next=_TRY_NEXT[one.cause],
@@ -110,6 +112,29 @@ def find_clock_offsets(analysis: Analysis) -> Iterator[Finding]:
         cost_ns=0,
         evidence=(Evidence(rank=furthest.rank, step=None, start_ns=window[0].start_ns, end_ns=window[-1].end_ns),),
         try_next="Nothing needs mending. For finer comparisons synchronise the hosts' clocks (PTP rather than NTP).",
+    )
+
+
+def _who_waits(analysis: Analysis, late: Straggler) -> str:
+    others = [rank.rank for rank in sound_ranks(analysis) if rank.rank != late.rank]
+    return f"Rank {others[0]} waits" if len(others) == 1 else "The other ranks wait"
+
+
+def _outside_remark(analysis: Analysis, late: Straggler) -> str:
+    """A part of the waiting may be due to a profiler that began later on the late rank: how much at most."""
+    others = [rank for rank in sound_ranks(analysis) if rank.rank != late.rank and rank.exposure]
+    outside_ns = mean(
+        {
+            rank.rank: per_window(rank, sum(one.outside_ns for one in rank.exposure.waits if one.rank == late.rank))
+            for rank in others
+            if rank.exposure
+        }
+    )
+    if outside_ns < SMALLEST_OUTSIDE_SHARE * late.cost_ns:
+        return ""
+    return (
+        f" For {format_ns(outside_ns)} of the waiting its capture had not begun or was over: starting the profiler may "
+        "be what kept it."
     )
 
 

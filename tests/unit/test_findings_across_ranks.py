@@ -112,7 +112,7 @@ def test_a_straggler_is_shown_where_it_is_waited_for_longest() -> None:
     )
     assert one.severity is Severity.HIGH
     assert one.claim == (
-        "The other ranks wait for rank 1 with nothing to compute for 800 us per step (8.0% of it), 90.0% of all "
+        "Rank 0 waits for rank 1 with nothing to compute for 800 us per step (8.0% of it), 90.0% of all "
         "waiting for other ranks. Its host launches late: its device idles 700 us more than the others' per step, "
         "since the next work was not launched yet."
     )
@@ -130,6 +130,32 @@ def test_a_straggler_is_shown_where_it_is_waited_for_longest() -> None:
 def test_a_straggler_is_told_with_its_cause(cause: StragglerCause, words: str) -> None:
     of = replace(two_ranks_and_a_straggler(), stragglers=(straggler(cause),))
     assert words in found(of)[Slug.STRAGGLER].claim
+
+
+def test_waiting_while_the_straggler_was_not_captured_may_be_the_profiler_s_doing() -> None:
+    of = two_ranks_and_a_straggler()
+    waiting = of.ranks[0]
+    assert waiting.exposure is not None
+    for outside_ns, is_told in ((NUM_STEPS * 80_000, True), (NUM_STEPS * 79_999, False)):
+        (wait,) = waiting.exposure.waits
+        wait = replace(wait, compute_ns=wait.ns - outside_ns, outside_ns=outside_ns)
+        ranks = (replace(waiting, exposure=replace(waiting.exposure, waits=(wait,))), of.ranks[1])
+        claim = found(replace(of, ranks=ranks))[Slug.STRAGGLER].claim
+        assert (
+            claim.endswith(
+                "For 80.0 us of the waiting its capture had not begun or was over: starting the profiler may be what kept it."
+            )
+            == is_told
+        )
+
+
+def test_without_stages_what_stragglers_leave_is_split() -> None:
+    of = two_ranks_and_a_straggler()
+    bare = replace(of, ranks=tuple(replace(rank, stages=()) for rank in of.ranks))
+    assert found(bare)[Slug.EXPOSED_COMMUNICATION].claim == (
+        "Communication that no other finding is charged with runs with no compute beside it for 100 us per step "
+        "(1.0% of it), most on rank 0: 200 us: 0 ns of waiting for the last rank, 100 us of transfer."
+    )
 
 
 def test_a_straggler_that_costs_nothing_worth_telling_takes_no_charge() -> None:
@@ -200,7 +226,7 @@ def idle_rank(cause: GapCause, *, place: str | None = "loop") -> RankAnalysis:
 def test_idle_time_is_told_by_its_cause_with_its_place_and_its_longest_gap(cause: GapCause) -> None:
     (one,) = find_all(analysis((idle_rank(cause),)))
     assert (one.slug, one.cost_ns, one.severity) == (SLUG_OF[cause], MS, Severity.HIGH)
-    assert one.claim.endswith(" 1.00 ms per step (10.0% of it), there mostly in loop.")
+    assert one.claim.endswith(" 1.00 ms per step (10.0% of it), mostly in loop.")
     assert one.evidence == (Evidence(rank=0, step=60, start_ns=EPOCH_NS + 2 * MS, end_ns=EPOCH_NS + 3 * MS),)
 
 
