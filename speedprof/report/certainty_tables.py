@@ -6,7 +6,7 @@ from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.breakdown import Partition
 from speedprof.report.document import Report
 from speedprof.report.means import device_ranks
-from speedprof.report.text_table import ABSENT, TextTable
+from speedprof.report.text_table import TextTable
 from speedprof.units import NS_PER_US, format_ms, format_percent
 
 BUDGET_MEANS = (
@@ -18,9 +18,9 @@ _KIND_LABELS = {"zero_length": "zero length", "any": "any of these"}
 
 
 def error_budget_table(report: Report) -> TextTable:
-    """How much of each rank's device work is known only in part."""
+    """How much of each rank's device work is known only in part; no row for a rank without any."""
     columns = ("rank", "device events", "unlinked", "cut", "crossing", "zero length", "unlinked share")
-    ranks = report.analysis.ranks
+    ranks = [rank for rank in report.analysis.ranks if rank.error_budget.device_events]
     return TextTable(
         title="Device events by what is known of them",
         columns=columns,
@@ -34,7 +34,7 @@ def error_budget_table(report: Report) -> TextTable:
 def _budget_row(rank: RankAnalysis) -> tuple[str, ...]:
     budget = rank.error_budget
     counts = (budget.device_events, budget.unlinked, budget.cut, budget.crossing, budget.zero_length)
-    share = format_percent(budget.unlinked / budget.device_events) if budget.device_events else ABSENT
+    share = format_percent(budget.unlinked / budget.device_events)
     return (str(rank.rank), *(f"{count:,}" for count in counts), share)
 
 
@@ -73,9 +73,13 @@ def format_certainty(report: Report) -> str:
     if not share:
         return "Without the device events known only in part, the partition of no rank would change."
     of_rank = f" of rank {rank.rank}'s capture" if len(report.analysis.ranks) > 1 else " of the capture"
+    # What the border cuts from its launch is unlinked too: the first says why.
+    kinds = sorted(rank.certainty, key=lambda one: one.kind != "cut")
+    most = max((one for one in kinds if one.kind != "any"), key=lambda one: one.num_events)
     return (
-        f"Without the {num_events:,} device events known only in part, {100 * share:.2g}%{of_rank} would be something "
-        f"else{', of the other ranks less' if len(changes) > 1 else ''}."
+        f"Without the {num_events:,} device events known only in part, most of them "
+        f"{_KIND_LABELS.get(most.kind, most.kind)}, {100 * share:.2g}%{of_rank} would be something else"
+        f"{', of the other ranks less' if len(changes) > 1 else ''}."
     )
 
 

@@ -27,6 +27,8 @@ TOP = 14
 _MAX_COLUMN_WIDTH = 56
 # More steps than this would be columns under a pixel wide.
 _MOST_COLUMNS = 1_000
+# A chart of fewer is as wide as one of so many.
+_FEWEST_COLUMNS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +88,15 @@ class Chart:
     x_name: str = "step"
     y_name: str = "ms"
     legend: tuple[Shape, ...] = ()
+    width: float = WIDTH
 
     @property
     def bottom(self) -> float:
         return self.height - 24
+
+    @property
+    def right(self) -> float:
+        return self.width - (WIDTH - RIGHT)
 
 
 MARK_LABELS = {
@@ -153,6 +160,7 @@ def draw_steps(rank: RankAnalysis, *, longest_ns: int, height: float = 190) -> C
         x_ticks=tuple(Tick(at=round(at, 1), label=label) for at, label in labels[::every]),
         y_ticks=y_axis.ticks(4),
         remark=f"{format_count(num_left_out, 'later step')} left out." if num_left_out else "",
+        width=round(min(WIDTH, LEFT + 6 + pitch * max(len(steps), _FEWEST_COLUMNS) + WIDTH - RIGHT), 1),
     )
 
 

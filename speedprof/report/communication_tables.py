@@ -10,7 +10,8 @@ from speedprof.analyses.exposure import Wait
 from speedprof.report.comparison_document import why_nothing_matched
 from speedprof.report.document import Report
 from speedprof.report.means import mean_over_ranks, num_windows, per_what, traced_split, whole_ranks
-from speedprof.report.names import CAUSE_LABELS
+from speedprof.report.names import CAUSE_LABELS, format_stage
+from speedprof.report.tables import can_tell_overlap
 from speedprof.report.text_table import ABSENT, TextTable
 from speedprof.units import NS_PER_US, format_bytes, format_ms, format_percent
 
@@ -49,8 +50,16 @@ def exposure_table(report: Report) -> TextTable:
         columns=columns,
         rows=tuple(_exposure_row(rank) for rank in ranks) if any(map(_communicates, ranks)) else (),
         num_labels=3,
-        remark=f"{EXPOSED_MEANS} {format_match(report)}",
+        remark=" ".join((EXPOSED_MEANS, *_shared_cores(report), format_match(report))),
         weights=tuple(float(traced_split(rank).exposed_ns) / num_windows(rank) for rank in ranks),
+    )
+
+
+def _shared_cores(report: Report) -> tuple[str, ...]:
+    if all(can_tell_overlap(report, rank) for rank in report.analysis.ranks):
+        return ()
+    return (
+        "Of ranks that share cores the scheduler decides what runs beside what, so one's wait may be another's work.",
     )
 
 
@@ -88,14 +97,14 @@ def collective_table(report: Report) -> TextTable:
     ranks = whole_ranks(report.analysis)
     means = mean_over_ranks(ranks, _collective_totals)
     ordered = sorted(means, key=lambda key: (-means[key][2], -means[key][1]))
-    columns = ("collective", "group", "stage", "calls", "time", "hidden", "exposed", "wait", "transfer")
+    stages = " Stage: the optimizer's that launched it, where one did." if any(stage for *_, stage in means) else ""
+    columns = ("collective", "stage", "calls", "time", "hidden", "exposed", "wait", "transfer")
     return TextTable(
         title=f"Collectives, ms {per_what(ranks)}{', mean over ranks' if len(ranks) > 1 else ''}",
         columns=columns,
         rows=tuple(_collective_row(key, means[key]) for key in ordered),
-        num_labels=3,
-        remark="Calls, time and what of it compute hides are of a rank's own; group and stage are those of the "
-        "optimizer that launched the collective, where one did.",
+        num_labels=2,
+        remark=f"Hidden: the part of the time with compute beside it.{stages} report.json tells sizes apart.",
     )
 
 
@@ -117,8 +126,7 @@ def _collective_row(key: _CollectiveKey, means: list[float]) -> tuple[str, ...]:
     is_split = not exposed_ns or wait_ns + transfer_ns > 0
     return (
         name,
-        group or ABSENT,
-        stage or ABSENT,
+        format_stage(stage, group) or ABSENT,
         f"{count:.3g}",
         *(format_ms(one) for one in (time_ns, hidden_ns, exposed_ns)),
         *(format_ms(one) if is_split else ABSENT for one in (wait_ns, transfer_ns)),

@@ -35,14 +35,14 @@ from speedprof.report.text_table import TextTable
 _MOST_RANKS = 8
 
 # Which tables are printed with which section, and how many rows of each.
-_TABLES: tuple[tuple[Section, Callable[[Report], TextTable], int], ...] = (
+TABLES: tuple[tuple[Section, Callable[[Report], TextTable], int], ...] = (
     (Section.STEP_TIME, step_time_table, _MOST_RANKS),
     (Section.PARTITION, partition_table, _MOST_RANKS),
     (Section.OVERLAP, exposure_table, _MOST_RANKS),
     (Section.STRAGGLERS, straggler_table, 4),
     (Section.OVERLAP, collective_table, 8),
     (Section.OVERLAP, costliest_stage_table, 8),
-    (Section.OVERLAP, bandwidth_table, 6),
+    (Section.OVERLAP, bandwidth_table, 8),
     (Section.IDLE, idle_table, _MOST_RANKS),
     (Section.IDLE, gap_table, 6),
     (Section.LAUNCHES, launch_table, _MOST_RANKS),
@@ -69,7 +69,7 @@ def print_report(report: Report, console: Console) -> None:
         _say(console, format_step_time(report))
     if report.asked_findings:
         _print_findings(report, console)
-    for section, make_table, limit in _TABLES:
+    for section, make_table, limit in TABLES:
         if section in report.sections:
             _print_table(make_table(report).shortened(limit), console)
             _say_beside(make_table, report, console)

@@ -8,10 +8,19 @@ from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.idle_gaps import GapCause, GapGroup
 from speedprof.report.document import Report
 from speedprof.report.means import device_ranks, mean_over_ranks, num_windows, per_what, whole_ranks
-from speedprof.report.names import CAUSE_LABELS, CAUSE_MEANINGS, format_host_place, shorten_kernel
+from speedprof.report.names import (
+    CAUSE_LABELS,
+    CAUSE_MEANINGS,
+    format_stage,
+    shorten,
+    shorten_kernel,
+    shorten_range,
+)
 from speedprof.report.text_table import ABSENT, TextTable
 from speedprof.trace.model import Timeline
 from speedprof.units import NS_PER_US, format_ms, format_percent
+
+_LONGEST_PLACE = 40
 
 
 def idle_causes(report: Report) -> list[GapCause]:
@@ -45,7 +54,7 @@ def _idle_row(rank: RankAnalysis, causes: list[GapCause]) -> tuple[str, ...]:
 
 
 def gap_table(report: Report) -> TextTable:
-    """Idle gaps of one cause in one place of the host, over all ranks, the costliest first."""
+    """Idle time by its cause and by the range of the host, or the operator outside every range, over all ranks."""
     ranks = [rank for rank in whole_ranks(report.analysis) if rank.breakdown.timeline is Timeline.DEVICE]
     means = mean_over_ranks(ranks, _gap_totals)
     longest: dict[_GapKey, tuple[RankAnalysis, GapGroup]] = {}
@@ -56,20 +65,24 @@ def gap_table(report: Report) -> TextTable:
                 longest[_gap_key(group)] = rank, group
     ordered = sorted(means, key=lambda key: -means[key][1])
     return TextTable(
-        title=f"Idle gaps by what the host was in, ms {per_what(ranks)}{', mean over ranks' if len(ranks) > 1 else ''}",
-        columns=("cause", "the host was in", "longest at", "gaps", "time", "longest"),
+        title=f"Idle time by what the host was at, ms {per_what(ranks)}{', mean over ranks' if len(ranks) > 1 else ''}",
+        columns=("cause", "the host was in", "in the longest gap", "which is at", "gaps", "time", "longest"),
         rows=tuple(_gap_row(means[key], *longest[key]) for key in ordered),
-        num_labels=3,
-        remark="The host was in: its innermost range, operator and call. Longest at: ms since the step's window, or "
-        "the capture, began.",
+        num_labels=4,
+        remark="The host was in: its innermost range, or the operator outside every range. Which is at: ms since the "
+        "step's window, or the capture, began. report.json tells each operator and call apart.",
     )
 
 
-_GapKey = tuple[GapCause, str | None, str | None, str | None]
+_GapKey = tuple[GapCause, str | None]
 
 
 def _gap_key(group: GapGroup) -> _GapKey:
-    return group.cause, group.range, group.op, group.call
+    return group.cause, _place(group)
+
+
+def _place(group: GapGroup) -> str | None:
+    return shorten_range(group.range) if group.range else group.op
 
 
 def _gap_totals(rank: RankAnalysis) -> Iterator[tuple[_GapKey, tuple[int, ...]]]:
@@ -79,14 +92,23 @@ def _gap_totals(rank: RankAnalysis) -> Iterator[tuple[_GapKey, tuple[int, ...]]]
 
 def _gap_row(means: list[float], rank: RankAnalysis, group: GapGroup) -> tuple[str, ...]:
     num_gaps, total_ns = means
+    place = _place(group)
     return (
         CAUSE_LABELS[group.cause],
-        format_host_place(group),
+        shorten(place, _LONGEST_PLACE) if place else "nothing recorded",
+        _format_calls(group, place) or ABSENT,
         _format_instant(rank, group),
-        f"{num_gaps:.3g}",
+        f"{num_gaps:.3g}" if num_gaps < 1_000 else f"{num_gaps:,.0f}",
         format_ms(total_ns),
         format_ms(group.longest_ns),
     )
+
+
+def _format_calls(group: GapGroup, place: str | None) -> str:
+    """The operator of the host, and its call where that is the cause: of a launch nobody asks by which."""
+    is_launch = group.cause in (GapCause.LATE_LAUNCH, GapCause.QUEUED, GapCause.BELOW_LAUNCH_RESOLUTION)
+    names = dict.fromkeys((group.op, None if is_launch and group.op else group.call))
+    return " > ".join(shorten(name, _LONGEST_PLACE) for name in names if name and name != place)
 
 
 def _format_instant(rank: RankAnalysis, group: GapGroup) -> str:
@@ -103,7 +125,7 @@ def launch_table(report: Report) -> TextTable:
     ranks = [rank for rank in device_ranks(report.analysis) if rank.launches.num_launches]
     return TextTable(
         title=f"Launches, {per_what(ranks)}",
-        columns=("rank", "launches", "kernels", "launching ms", "median launch us", "median lead us", "late", "short"),
+        columns=("rank", "launches", "kernels", "launching ms", "median launch us", "median lead ms", "late", "short"),
         rows=tuple(_launch_row(rank) for rank in ranks),
         num_labels=1,
         remark="Launching: time in launching calls. Lead: how long work lies in the queue before it starts. Late: the "
@@ -114,13 +136,13 @@ def launch_table(report: Report) -> TextTable:
 
 def _launch_row(rank: RankAnalysis) -> tuple[str, ...]:
     found, windows = rank.launches, num_windows(rank)
-    medians = (found.median_launch_ns, found.median_lead_ns)
     return (
         str(rank.rank),
         _per(found.num_launches, windows),
         _per(found.num_kernels, windows),
         format_ms(found.launch_ns / windows),
-        *(ABSENT if one is None else f"{one / NS_PER_US:.1f}" for one in medians),
+        ABSENT if found.median_launch_ns is None else f"{found.median_launch_ns / NS_PER_US:.1f}",
+        ABSENT if found.median_lead_ns is None else format_ms(found.median_lead_ns),
         _share(found.num_late, found.num_launches, windows),
         _share(found.num_short, found.num_kernels, windows),
     )
@@ -142,9 +164,9 @@ def kernel_table(report: Report) -> TextTable:
     ordered = sorted(means, key=lambda key: -means[key][1])
     return TextTable(
         title=f"Kernels that cost most, ms {per_what(ranks)}{', mean over ranks' if len(ranks) > 1 else ''}",
-        columns=("kernel", "kind", "group", "stage", "calls", "time", "alone"),
+        columns=("kernel", "kind", "stage", "calls", "time", "alone"),
         rows=tuple(_kernel_row(key, means[key]) for key in ordered),
-        num_labels=4,
+        num_labels=3,
         remark="Time: the sum of its runs. Alone: the part with no other work beside it on the device. Names are "
         "shortened; report.json has them whole.",
     )
@@ -164,8 +186,7 @@ def _kernel_row(key: _KernelKey, means: list[float]) -> tuple[str, ...]:
     return (
         shorten_kernel(name),
         kind,
-        group or ABSENT,
-        stage or ABSENT,
+        format_stage(stage, group) or ABSENT,
         f"{count:.3g}" if count < 1_000 else f"{count:,.0f}",
         format_ms(total_ns),
         format_ms(alone_ns),

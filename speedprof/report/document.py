@@ -62,7 +62,7 @@ def as_document(report: Report) -> dict[str, Any]:
     So that no trace makes a document too large, lists hold at most, costliest first where they are sorted so:
     of each rank 2,000 steps (the first), 500 stages, 100 kinds of collectives, 50 groups of idle gaps, 50 kernels and
     32 ranks waited for; of all ranks 200 bandwidths, 100 kinds of collectives, and 10 slow kernels of a straggler.
-    Names are cut after 10,000 characters.
+    Names are cut after 4,000 characters.
     """
     sections = report.sections
     document: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""report.md: the report for a pull request, under 120 lines."""
+"""report.md: the report for a pull request, under 140 lines."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from speedprof.report.text import MOST_OF_A_CLAIM, escape_markdown
 from speedprof.report.text_table import TextTable
 from speedprof.run_dir import write_atomically
 
-# Together they keep the report under 120 lines, whatever the run.
+# Together they keep the report under 140 lines, whatever the run.
 _MAX_FINDINGS = 6
-_MAX_RANKS = 4
-_MAX_ROWS = 4
+_MAX_RANKS = 8
+_MAX_ROWS = 3
 _MAX_NOTES = 3
 
 _TABLES: tuple[tuple[Section, Callable[[Report], TextTable], int, str], ...] = (
@@ -61,8 +61,11 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"# {escape_markdown(_title(report))}"
     yield ""
     warnings = "".join(f"**{_claim(warning)}** " for warning in format_warnings(report))
-    step_time = f"**{_claim(format_step_time(report))}** " if Section.STEP_TIME in report.sections else ""
-    yield f"{warnings}{step_time}{_claim(format_headline(report))}"
+    answers = [_claim(format_headline(report))]
+    if Section.STEP_TIME in report.sections:
+        # How long a step takes comes first, where that is known.
+        answers.insert(0 if report.analysis.step_times else 1, _claim(format_step_time(report)))
+    yield f"{warnings}**{answers[0]}** {' '.join(answers[1:])}".rstrip()
     yield ""
     yield from _findings(report.asked_findings, report)
     for section, make_table, limit, note in _TABLES:

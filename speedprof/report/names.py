@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from speedprof.analyses.idle_gaps import GapCause, GapGroup
+from speedprof.analyses.idle_gaps import GapCause
 from speedprof.vocabulary import RANGE_PREFIX, STAGE_PREFIX, STEP_PREFIX
 
 LONGEST_KERNEL = 60
-_LONGEST_PLACE = 36
 
 # No name is looked at further than this: of a kernel's templates only the beginning tells anything.
 _MOST_READ = 2_000
 _NAMESPACES = re.compile(r"\b(?:[A-Za-z_]\w*::)+(?=[A-Za-z_~{])")
+_COMPILED = "## Call CompiledFxGraph"
 _SUFFIXES = re.compile(r"\b(\d+)[uU]?[lL]{1,2}\b")
 _BRACKETS = re.compile(r"[<>()]")
 
@@ -30,14 +30,14 @@ CAUSE_LABELS: Mapping[GapCause, str] = {
 }
 
 CAUSE_MEANINGS: Mapping[GapCause, str] = {
-    GapCause.LATE_LAUNCH: "the host launched the next work only after the device ran dry, for no reason that shows",
+    GapCause.LATE_LAUNCH: "the device ran dry before the host launched the next work, for no reason that shows",
     GapCause.SYNC: "the host was blocked in a call that synchronises",
     GapCause.INPUT: "the host was loading data",
     GapCause.ALLOCATOR: "the host was allocating or freeing device memory",
     GapCause.RECOMPILE: "the host was compiling",
     GapCause.GARBAGE_COLLECTION: "Python was collecting garbage",
-    GapCause.QUEUED: "the next work was launched in time, but waited for another stream or for the device",
-    GapCause.BELOW_LAUNCH_RESOLUTION: "launched in time, in gaps as short as a launch takes",
+    GapCause.QUEUED: "the next work is launched already, but waits for another stream or for the device",
+    GapCause.BELOW_LAUNCH_RESOLUTION: "the next work is launched already, and begins within microseconds",
     GapCause.UNLINKED: "the launch of the next work was not recorded",
 }
 
@@ -51,12 +51,9 @@ def shorten_kernel(name: str, limit: int = LONGEST_KERNEL) -> str:
     """
     text = name[:_MOST_READ].removeprefix("void ").replace("(anonymous namespace)::", "")
     text = _SUFFIXES.sub(r"\1", _NAMESPACES.sub("", _without_arguments(text))).strip() or name[:_MOST_READ]
-    if len(text) <= limit:
-        return text
-    if "<" in text[:limit]:
+    if len(text) > limit and "<" in text[:limit]:
         return f"{text[: limit - 1].rstrip(' ,<(')}…"
-    num_last = limit // 4
-    return f"{text[: limit - 1 - num_last]}…{text[-num_last:]}"
+    return shorten(text, limit)
 
 
 def _without_arguments(text: str) -> str:
@@ -71,21 +68,26 @@ def _without_arguments(text: str) -> str:
 
 
 def shorten_range(name: str) -> str:
-    """A range as a reader knows it: `update of adam.scalars` for a stage, our own prefixes left out."""
+    """A range as a reader knows it: `update of adam.scalars` for a stage, without our own prefixes, and without the
+    hash of a compiled graph, which differs from rank to rank for the same graph."""
     if name.startswith(STAGE_PREFIX):
         stage, _, group = name.removeprefix(STAGE_PREFIX).partition("/")
-        return f"{stage} of {group}" if group else stage
+        return format_stage(stage, group)
     if name.startswith(STEP_PREFIX):
         return f"step {name.removeprefix(STEP_PREFIX)}"
+    if name.startswith(_COMPILED):
+        return "compiled graphs"
     return name.removeprefix(RANGE_PREFIX)
 
 
-def format_host_place(group: GapGroup) -> str:
-    """What the host was in during the gaps of a group, outermost first: `update of adam.scalars > aten::mul`."""
-    parts = [shorten_range(group.range) if group.range else None, group.op, group.call]
-    named = [_cut(part) for part in dict.fromkeys(parts) if part]
-    return " > ".join(named) or "nothing recorded"
+def format_stage(stage: str | None, group: str | None) -> str:
+    """`update of adam.scalars`; empty outside every stage."""
+    return " of ".join(part for part in (stage, group) if part)
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= _LONGEST_PLACE else f"{name[: _LONGEST_PLACE - 1]}…"
+def shorten(name: str, limit: int) -> str:
+    """A name whose beginning tells most, and whose end tells it from its neighbours."""
+    if len(name) <= limit:
+        return name
+    num_last = limit // 4
+    return f"{name[: limit - 1 - num_last]}…{name[-num_last:]}"

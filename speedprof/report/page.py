@@ -173,7 +173,7 @@ def _certainty(report: Report) -> dict[str, Any]:
 def _folded(table: TextTable) -> Folded:
     """The costliest rows at once, and more of them to unfold where there are many."""
     if len(table.rows) <= _ROWS_AT_ONCE:
-        return Folded(table=table, more=None)
+        return Folded(table=table.shortened(_ROWS_AT_ONCE), more=None)
     return Folded(table=table.shortened(_ROWS_AT_ONCE), more=table.shortened(_ROWS_UNFOLDED))
 
 

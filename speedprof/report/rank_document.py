@@ -19,7 +19,7 @@ MOST_WAITS = 32
 MOST_COLLECTIVES = 100
 MOST_GAP_GROUPS = 50
 MOST_KERNELS = 50
-LONGEST_NAME = 10_000
+LONGEST_NAME = 4_000
 
 
 def rank_document(rank: RankAnalysis, sections: frozenset[Section]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from speedprof.analyses.stragglers import Straggler, StragglerCause
 from speedprof.report.document import Report
 from speedprof.report.means import num_windows, per_what, whole_ranks
 from speedprof.report.names import CAUSE_LABELS, shorten_kernel
+from speedprof.report.tables import can_tell_overlap
 from speedprof.report.text_table import ABSENT, TextTable
 from speedprof.units import format_ms, format_percent
 
@@ -25,8 +26,9 @@ HEAT_LEVELS = 8
 _MOST_COLUMNS = 16
 _MOST_ROWS = 64
 _MOST_EXCESSES = 3
-_MOST_KERNELS = 3
-_NAME_LENGTH = 40
+_SMALLEST_SHARE = 0.1  # of the largest excess
+_MOST_KERNELS = 2
+_NAME_LENGTH = 32
 
 
 def straggler_table(report: Report) -> TextTable:
@@ -34,7 +36,7 @@ def straggler_table(report: Report) -> TextTable:
     return TextTable(
         title=f"Stragglers, ms {per_what(report.analysis.ranks)}",
         columns=("rank", "cause", "spends more in", "slower kernels (own, others)", "cost", "share of waiting"),
-        rows=tuple(_straggler_row(one) for one in report.analysis.stragglers),
+        rows=tuple(_straggler_row(one) for one in report.analysis.stragglers) if _can_tell(report) else (),
         num_labels=4,
         remark="Cost: the exposed wait that the rank causes, the mean over the ranks that wait. What it spends more in "
         "than the mean of the others, it is late by.",
@@ -44,13 +46,22 @@ def straggler_table(report: Report) -> TextTable:
 def format_no_straggler(report: Report) -> str:
     """Why no rank is named: that none stands out, or that it cannot be told."""
     match = report.analysis.match
+    if len(report.analysis.ranks) == 1:
+        return "Who waits for whom is not known, since there is the trace of one rank alone."
     if match is None or match.refused_because is not None or not match.num_matched:
         return "Who waits for whom is not known, since no collectives were matched across ranks."
+    if not _can_tell(report):
+        return "Who is late cannot be told of ranks that share cores: one rank's wait may be another's work."
     return "No rank is waited for more than chance has it."
 
 
+def _can_tell(report: Report) -> bool:
+    return all(can_tell_overlap(report, rank) for rank in report.analysis.ranks)
+
+
 def _straggler_row(one: Straggler) -> tuple[str, ...]:
-    excesses = sorted(((ns, name) for name, ns in one.excess_ns.items() if ns > 0), reverse=True)
+    least_ns = _SMALLEST_SHARE * max(one.excess_ns.values(), default=0)
+    excesses = sorted(((ns, name) for name, ns in one.excess_ns.items() if ns > 0 and ns >= least_ns), reverse=True)
     slow = [
         f"{shorten_kernel(kernel.name, _NAME_LENGTH)} ({format_ms(kernel.own_ns)}, {format_ms(kernel.others_ns)})"
         for kernel in one.slow_kernels[:_MOST_KERNELS]
@@ -121,7 +132,7 @@ def _late(waits: dict[int, dict[int, float]]) -> set[int]:
 def _cell(ns: float | None, longest_ns: float) -> WaitCell:
     if not ns or not longest_ns:
         return WaitCell(text="", level=0)
-    return WaitCell(text=format_ms(ns), level=max(1, round(HEAT_LEVELS * ns / longest_ns)))
+    return WaitCell(text=format_ms(ns), level=round(HEAT_LEVELS * ns / longest_ns))
 
 
 def _sum(row: dict[int, float]) -> str:

@@ -78,16 +78,16 @@ def partition_table(report: Report) -> TextTable:
     return TextTable(
         title="Where a traced step goes, ms per step",
         columns=("rank", "steps", "window", *(name for _, name, _ in PARTS), "overlapped"),
-        rows=tuple(_partition_row(rank, can_tell_overlap=_can_tell_overlap(report, rank)) for rank in ranks),
+        rows=tuple(_partition_row(rank, is_told=can_tell_overlap(report, rank)) for rank in ranks),
         num_labels=2,
         remark="Window: the mean of the traced steps by the clock of the device or, on CPU ranks, of the host. "
         "Overlapped: the share of all communication in the capture that has compute beside it"
-        + ("." if all(_can_tell_overlap(report, rank) for rank in ranks) else "; not told of ranks that share cores."),
+        + ("." if all(can_tell_overlap(report, rank) for rank in ranks) else "; not told of ranks that share cores."),
         weights=tuple(rank.breakdown.window_ns - rank.breakdown.partition.compute_ns for rank in ranks),
     )
 
 
-def _can_tell_overlap(report: Report, rank: RankAnalysis) -> bool:
+def can_tell_overlap(report: Report, rank: RankAnalysis) -> bool:
     """On CPU ranks without a core for each thread, what runs beside what is the scheduler's doing."""
     if rank.breakdown.timeline is Timeline.DEVICE:
         return True
@@ -124,7 +124,7 @@ def environment_table(report: Report) -> TextTable:
     return TextTable(title="Environment", columns=("what", "value"), rows=tuple(rows), num_labels=2)
 
 
-def _partition_row(rank: RankAnalysis, *, can_tell_overlap: bool) -> tuple[str, ...]:
+def _partition_row(rank: RankAnalysis, *, is_told: bool) -> tuple[str, ...]:
     breakdown = rank.breakdown
     num_steps = len(breakdown.steps)
     timeline = breakdown.timeline.value
@@ -139,7 +139,7 @@ def _partition_row(rank: RankAnalysis, *, can_tell_overlap: bool) -> tuple[str, 
         f"{num_steps} {timeline}" if num_steps else f"none: whole {timeline} capture",
         format_ms(whole_ns / len(windows)),
         *(_part_cell(sum(part(window) for window in windows), whole_ns, len(windows)) for _, _, part in PARTS),
-        format_percent(overlap) if overlap is not None and can_tell_overlap else ABSENT,
+        format_percent(overlap) if overlap is not None and is_told else ABSENT,
     )
 
 

@@ -24,8 +24,10 @@ def make_plain(text: str, *, limit: int = 300) -> str:
 
     Longer than `limit` characters, its middle is left out.
     """
-    safe = "".join(_show(character) for character in _shorten(text, limit))
-    return _shorten(safe, limit)
+    short = _shorten(text, limit)
+    if short.isprintable():  # then no category of it is unsafe: nearly every cell of a report
+        return short
+    return _shorten("".join(_show(character) for character in short), limit)
 
 
 def make_printable(text: str, encoding: str) -> str:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from hand_made import (
     HOSTILE_NAMES,
     alternating_log,
     analysis,
+    breakdown,
     damaged_report,
     empty_report,
+    idle_gaps,
     manifest,
     partition,
     rank_analysis,
@@ -24,14 +27,28 @@ from hand_made import (
     step_rows,
     two_ranks,
 )
-from hand_made_results import full_report, hostile_report
+from hand_made_results import (
+    BANDWIDTHS,
+    full_analysis,
+    full_report,
+    hostile_report,
+    kernel,
+    match,
+    split,
+    two_full_ranks,
+    wait,
+)
 
+from speedprof.analyses.idle_gaps import GapCause
 from speedprof.findings import find_all
-from speedprof.report.bars import draw_mean_steps
+from speedprof.report.bars import draw_exposed, draw_idle, draw_mean_steps
+from speedprof.report.certainty_tables import without_table
 from speedprof.report.charts import Axis, draw_step_times, draw_steps
+from speedprof.report.console import TABLES
 from speedprof.report.document import Report
 from speedprof.report.html import format_html, write_html
-from speedprof.report.tables import partition_table, step_time_table
+from speedprof.report.scatter import draw_bandwidths
+from speedprof.report.sections import Section
 from speedprof.run_dir import RunStatus
 
 
@@ -69,15 +86,37 @@ class Page(HTMLParser):
 
 
 def large_report() -> Report:
+    """Eight ranks with more of everything than a page shows."""
     stages = tuple(stage(name, f"muon.{k}", 300) for k in range(12) for name in ("reduce_scatter", "all_gather"))
-    ranks = tuple(rank_analysis(rank, [partition(8_000, 1_500, 100, 400)] * 50, stages) for rank in range(8))
+    full = two_full_ranks()[0]
+    assert full.exposure is not None
+    exposure = replace(
+        full.exposure,
+        steps=(split(500, 900, 100),) * 50,
+        waits=tuple(wait(k, compute=100 + k) for k in range(8)),
+        collectives=tuple(replace(full.exposure.collectives[0], name=f"kind {k}") for k in range(500)),
+    )
+    groups = tuple(replace(full.idle.groups[0], range=f"range {k}") for k in range(2_000))
+    ranks = tuple(
+        replace(
+            full,
+            rank=rank,
+            stages=stages,
+            breakdown=breakdown(rank, [partition(8_000, 1_500, 100, 400)] * 50),
+            exposure=replace(exposure, rank=rank),
+            idle=idle_gaps(dict.fromkeys(GapCause, 2_000_000), groups),
+            kernels=tuple(kernel(f"void kernel<{k}, {'x' * 2_000}>", k) for k in range(2_000)),
+        )
+        for rank in range(8)
+    )
     log = run_log(8, num_clean=1_000)
-    measured = analysis(ranks, log)
+    measured = analysis(ranks, log, match=match(offset_ns=9_000), bandwidths=BANDWIDTHS * 40)
     return Report(
         analysis=measured, findings=find_all(measured), manifest=manifest(num_ranks=8), step_log=log, sources=("x",)
     )
 
 
+@cache
 def reports() -> dict[str, Report]:
     failed = replace(small_report(), manifest=manifest(status=RunStatus.FAILED, failure="rank 1 died"))
     only_log = replace(empty_report(), step_log=run_log(1), analysis=analysis((), run_log(1)))
@@ -93,6 +132,9 @@ def reports() -> dict[str, Report]:
         "an empty log": replace(empty_report(), step_log=step_log([])),
         "a trace without steps": replace(empty_report(), analysis=analysis((rank_analysis(0, []),))),
         "large": large_report(),
+        "full": full_report(full_analysis(offset_ns=7_000)),
+        "a refusal": full_report(replace(full_analysis(), match=match(refused_because="the names differ"))),
+        "many steps": replace(empty_report(), analysis=analysis((rank_analysis(0, [partition(9, 1, 0, 0)] * 20_000),))),
     }
 
 
@@ -138,9 +180,82 @@ def test_the_answer_and_every_number_of_the_tables_are_on_the_page() -> None:
     text = Page(format_html(small_report())).text
     assert "9.35 ms median of 50 clean steps on rank 1, the slowest of 2" in text
     assert "95% interval 9.270 to 9.420 ms" in text
-    for table in (step_time_table(small_report()), partition_table(small_report())):
-        assert all(cell in text for row in table.rows for cell in row)
     assert all(finding.claim in text for finding in small_report().findings)
+    report = full_report(full_analysis(offset_ns=7_000))
+    text = Page(format_html(report)).text
+    for _, make_table, _ in TABLES:
+        assert make_table(report).rows
+        assert all(cell in text for row in make_table(report).rows for cell in row)
+    assert all(cell in text for row in without_table(report).rows for cell in row)
+
+
+PARTS = {
+    Section.STEP_TIME: {"steps"},
+    Section.PARTITION: {"partition"},
+    Section.OVERLAP: {"overlap", "stages"},
+    Section.STRAGGLERS: {"stragglers"},
+    Section.IDLE: {"idle"},
+    Section.LAUNCHES: {"launches"},
+    Section.KERNELS: {"kernels"},
+    Section.CERTAINTY: {"budget"},
+}
+
+
+@pytest.mark.parametrize("section", list(Section))
+def test_the_page_shows_what_was_asked_for_alone(section: Section) -> None:
+    page = Page(format_html(replace(full_report(), sections=frozenset({section}))))
+    headings = {attrs.get("id") for tag, attrs in page.elements if tag == "h2"}
+    assert headings == {"answer", "notes", "environment"} | PARTS[section]
+    assert ("9.35 ms" in page.text) == (section is Section.STEP_TIME)
+
+
+def test_the_matrix_of_waits_is_as_dark_as_the_waits_are_long() -> None:
+    cells = [str(attrs.get("class")) for tag, attrs in Page(format_html(full_report())).elements if tag == "td"]
+    heats = [name.split()[1] for name in cells if "heat-" in name]
+    assert heats == ["heat-0", "heat-1", "heat-8", "heat-0"]
+
+
+def test_every_mark_of_a_chart_has_a_colour() -> None:
+    """Of every cause and of every kind of collective that a chart may show."""
+    page = format_html(reports()["large"])
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    marks = {
+        str(attrs["class"])
+        for tag, attrs in Page(page).elements
+        if tag in {"rect", "path"} and attrs.get("class") and "share" not in str(attrs["class"])
+    }
+    assert {cause.value for cause in GapCause} | {"wait", "transfer", "unsplit", "series-1"} <= marks
+    assert all(re.search(rf"\.{re.escape(name)}[ ,{{]", style) for name in marks)
+
+
+def test_points_lie_where_their_logarithms_say() -> None:
+    many = [replace(BANDWIDTHS[0], num_bytes=10**k, median_ns=50_000) for k in (3, 5, 7)]
+    chart = draw_bandwidths(many)
+    assert chart is not None
+    (shape,) = chart.shapes
+    places = [(float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)m", shape.path)]
+    (x0, y0), (x1, y1), (x2, y2) = places
+    # A hundredfold size at the same time is a hundredfold speed: equal distances, to the right and up.
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert x1 > x0
+    assert y1 < y0
+    assert [tick.label for tick in chart.x_ticks] == ["1 kB", "10 kB", "100 kB", "1 MB", "10 MB"]
+    assert draw_bandwidths(BANDWIDTHS) is None  # one point alone shows nothing
+    assert [shape.name for shape in chart.legend] == ["series-1"]
+
+
+def test_parts_of_bars_tell_what_exposed_time_is() -> None:
+    chart = draw_exposed(full_report())
+    assert chart is not None
+    first, second = chart.bars
+    assert [round(part.width / (1024 - 84 - 64) * 1.75, 2) for part in first.parts] == [0.15, 0.7, 0.05]
+    assert [part.label for part in second.parts] == ["57.1%", "40.0%", ""]
+    assert second.total == "1.750 ms"
+    idle = draw_idle(full_report())
+    assert idle is not None
+    assert idle.legend == (("late_launch", "late launch"), ("sync", "sync"))
+    assert draw_idle(empty_report()) is None
 
 
 def test_a_long_name_is_shortened_and_its_numbers_stay() -> None:
@@ -175,10 +290,11 @@ def test_a_failed_run_says_so_first() -> None:
 
 
 def test_every_chart_is_named_can_be_reached_and_has_a_table() -> None:
-    page = Page(format_html(small_report()))
+    page = Page(format_html(full_report()))
     charts = [attrs for tag, attrs in page.elements if tag == "svg" and attrs.get("role") == "img"]
     ids = [attrs["id"] for _, attrs in page.elements if attrs.get("id")]
-    assert len(charts) == 5
+    # Two of step times, one of mean steps and two of traced steps; of exposed communication and of idle time.
+    assert len(charts) == 7
     assert all(chart["tabindex"] == "0" for chart in charts)
     assert all(word in ids for chart in charts for word in str(chart["aria-labelledby"]).split())
     assert len(ids) == len(set(ids))
