@@ -141,12 +141,8 @@ def test_waiting_while_the_straggler_was_not_captured_may_be_the_profiler_s_doin
         wait = replace(wait, compute_ns=wait.ns - outside_ns, outside_ns=outside_ns)
         ranks = (replace(waiting, exposure=replace(waiting.exposure, waits=(wait,))), of.ranks[1])
         claim = found(replace(of, ranks=ranks))[Slug.STRAGGLER].claim
-        assert (
-            claim.endswith(
-                "For 80.0 us of the waiting its capture had not begun or was over: starting the profiler may be what kept it."
-            )
-            == is_told
-        )
+        remark = "For 80.0 us of the waiting its capture had not begun or was over: starting the profiler may be what"
+        assert (remark in claim) == is_told
 
 
 def test_without_stages_what_stragglers_leave_is_split() -> None:
