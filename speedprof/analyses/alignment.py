@@ -13,9 +13,9 @@ from speedprof.trace.intervals import Bools, Int64s
 KEYS = ("declared", "dtype", "elements", "size", "tag")
 UNKNOWN = -1
 _TAG = KEYS.index("tag")
-# The part that begins last is all transfer, and the others are there for all of it but the little that their ends lie
-# apart. Over a network's sockets a rank may be through as soon as its own share is on the way.
-_LEAST_OVERLAP = 0.5
+# The part that begins last is all transfer, and the others are there for all of it but what their ends lie apart, which
+# is little unless the transfer is short. Over a host's sockets a rank may be through once its own share is on its way.
+_LEAST_OVERLAP = 0.25
 _LEAST_OVERLAP_IN_QUEUE = 0.0
 # Candidates on either side, by end. The mate is the nearest; beyond it lie those that end within the same microseconds.
 _NUM_NEIGHBOURS = 2
@@ -56,8 +56,8 @@ def pair_up(a: Spans, b: Spans, *, slack_ns: int = 0, in_queue: bool = False) ->
     """Rows of `a` and of `b` that belong together, each at most once, in the order of `a`'s rows.
 
     What the file itself numbers alike belongs together. All else pairs by time: no part of a collective ends before
-    every part has begun, and all end almost together. So the mate of a span overlaps it by half of the shorter one or
-    more, and of those that do its end is the nearest, seen from either side.
+    every part has begun, and all end almost together. So the mate of a span overlaps it by a good part of the
+    shorter one, and of those that do its end is the nearest, seen from either side.
 
         rank 0    ######  ###### ####        each waits for the one that begins last
         rank 1      ####      ##   ##

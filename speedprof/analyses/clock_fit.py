@@ -78,7 +78,8 @@ class Fit:
 
     `num_pairs` collectives were put together, by time or by what the file says; `num_overlapping` of them overlap as
     the parts of a collective do, of `num_expected` that lie within both captures. `difference_ns` is the median of how
-    much later the second rank's ends are, `residual_ns` the median distance from that. `ratio` is the median distance
+    much later the second rank's ends are, `residual_ns` the median distance from that. `lead` is the median of by how
+    many places a collective comes later in the second rank's parts. `ratio` is the median distance
     of two ends beside the shorter part, of collectives that end together on all ranks; None where there are none.
     """
 
@@ -88,6 +89,7 @@ class Fit:
     num_expected: int
     difference_ns: int
     residual_ns: int
+    lead: int
     ratio: float | None
 
     @property
@@ -136,6 +138,7 @@ def measure_fit(pair: RankPair, offset_ns: int) -> Fit:
         num_expected=max(num_overlapping, pair.num_in_common(offset_ns)),
         difference_ns=difference,
         residual_ns=int(np.median(np.abs(late - difference))) if len(late) else 0,
+        lead=int(np.median(mates - rows)) if len(rows) else 0,
         ratio=float(np.median(distance)) if len(distance) else None,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speedprof.analyses.clock_fit import Fit, RankPair, make_pair, measure_fit
+from speedprof.analyses.clock_fit import CLOCK_NOISE_NS, Fit, RankPair, make_pair, measure_fit
 from speedprof.analyses.clock_search import find_candidates
 from speedprof.analyses.collective_parts import Parts
 from speedprof.analyses.timeline import RankTimeline
@@ -26,7 +26,7 @@ _FEWEST_FOR_OFFSET = 4
 _LEAST_ADVANTAGE = 3
 # Residuals below this are as good as none: clocks are read to a microsecond.
 _LEAST_RESIDUAL_NS = NS_PER_US
-# On clocks that were shifted, parts of a collective may seem to miss each other by as much as this many residuals.
+# On other clocks, parts of a collective may seem to miss each other by as much as this many residuals.
 _SLACK_OF_RESIDUAL = 3
 
 
@@ -52,8 +52,8 @@ class RankClock:
 class CommonClock:
     """What each rank's times gain, by its place among the ranks, to be on the clock of the first.
 
-    `slack_ns` is by how much times may be wrong after that, 0 where none was shifted. `misfits` are the ranks, by their
-    places, whose collectives do not fit those of the others, each with the reason as a clause.
+    `slack_ns` is by how much times may be wrong after that, 0 where the clocks are one. `misfits` are the ranks, by
+    their places, whose collectives do not fit those of the others, each with the reason as a clause.
     """
 
     offset_ns: Int64s
@@ -81,10 +81,12 @@ def find_common_clock(ranks: Sequence[RankTimeline], parts: Parts) -> CommonCloc
         if isinstance(found, str):
             misfits[place] = found
             continue
+        offset = offsets[known] + found.offset_ns
+        # Ranks of one host have one clock, whichever rank each was compared with.
+        nearest = offsets[placed][np.argmin(np.abs(offsets[placed] - offset))]
+        offsets[place] = nearest if abs(nearest - offset) <= LEAST_OFFSET_NS else offset
         placed.append(place)
-        offsets[place] = offsets[known] + found.offset_ns
-        if found.offset_ns:
-            slack = max(slack, _SLACK_OF_RESIDUAL * found.residual_ns)
+        slack = max(slack, _slack_of(found))
     return CommonClock(offset_ns=offsets, slack_ns=slack, misfits=misfits)
 
 
@@ -114,10 +116,10 @@ def _settle(pair: RankPair, rank: int, other: int) -> Fit | str:
         return _why_not(pair, plain, rank, other)
     rivals = [fit for fit in found[1:] if not _is_same(found[0], fit) and not _beats(found[0], fit)]
     if rivals:
-        first, second = (format_ns(fit.offset_ns) for fit in (found[0], rivals[0]))
+        apart = format_ns(abs(found[0].offset_ns - rivals[0].offset_ns))
         return (
-            f"the clocks of ranks {rank} and {other} differ, and nothing tells whether by {first} or by {second}: "
-            "their collectives repeat alike"
+            f"the clocks of ranks {rank} and {other} differ, and their collectives repeat so evenly that two offsets, "
+            f"{apart} apart, fit them about as well"
         )
     return _refine(pair, found[0].offset_ns)
 
@@ -131,6 +133,13 @@ def _refine(pair: RankPair, offset_ns: int) -> Fit:
     """The fit at the offset that brings the median of what fits at this one to 0."""
     fit = measure_fit(pair, offset_ns)
     return measure_fit(pair, offset_ns - fit.difference_ns) if fit.difference_ns else fit
+
+
+def _slack_of(fit: Fit) -> int:
+    """By how much parts of one collective may seem to miss each other; 0 on one clock."""
+    if fit.offset_ns or abs(fit.difference_ns) > max(CLOCK_NOISE_NS, fit.residual_ns):
+        return abs(fit.difference_ns) + _SLACK_OF_RESIDUAL * fit.residual_ns
+    return 0
 
 
 def _is_shifted(fit: Fit) -> bool:
@@ -148,9 +157,9 @@ def _beats(fit: Fit, other: Fit) -> bool:
 
 
 def _is_same(fit: Fit, other: Fit) -> bool:
-    """Whether two offsets differ by no more than the scatter of the ends, as those found from two pieces do."""
+    """Whether two offsets put the same collectives together, or differ by no more than the scatter of the ends."""
     scatter = max(fit.residual_ns, other.residual_ns, _LEAST_RESIDUAL_NS)
-    return abs(fit.offset_ns - other.offset_ns) <= _LEAST_SIGNIFICANCE * scatter
+    return fit.lead == other.lead or abs(fit.offset_ns - other.offset_ns) <= _LEAST_SIGNIFICANCE * scatter
 
 
 def _why_not(pair: RankPair, plain: Fit, rank: int, other: int) -> str:

@@ -55,7 +55,7 @@ def match_collectives(ranks: Sequence[RankTimeline]) -> CollectiveMatch:
     clock = find_common_clock(ordered, parts)
     evidence = weigh(join_parts(parts, clock), ordered, clock)
     if not evidence.num_matched:
-        return _refuse(ordered, _why_none(ordered, clock, evidence), evidence.num_matchable)
+        return _refuse(ordered, _why_none(ordered, clock, evidence), _count_common(ordered))
     return CollectiveMatch(
         instances=evidence.parts.select(INSTANCES.keys()),
         num_matched=evidence.num_matched,
@@ -78,21 +78,32 @@ def _why_not_tried(ranks: Sequence[RankTimeline]) -> str | None:
     return None
 
 
+def _count_common(ranks: Sequence[RankTimeline]) -> int:
+    """How many collectives all of these ranks can have had a part in at most: within the captures of all of them."""
+    start, end = max(rank.start_ns for rank in ranks), min(rank.end_ns for rank in ranks)
+    within = (pl.col("start_ns") >= start) & (pl.col("end_ns") <= end)
+    return min(rank.collectives.filter(within).height for rank in ranks)
+
+
 def _why_none(ranks: Sequence[RankTimeline], clock: CommonClock, evidence: Evidence) -> str:
     """Why, of what was tried, nothing is used."""
     if clock.misfits:
         return next(iter(clock.misfits.values()))
+    lacking = [rank.rank for rank in ranks if rank.collectives.is_empty()]
+    if lacking:
+        return f"rank {lacking[0]}'s trace has no collectives"
     if evidence.collectives.is_empty():
-        return "all that the ranks have in common sends and receives, and nothing says which ranks among themselves"
+        return (
+            "the ranks have none in common but kernels that send and receive, and too few of these run on all ranks at "
+            "one time to be exchanges among all"
+        )
     if not evidence.num_matchable:
         return "no collective lies within the captures of all traced ranks of its group"
     if not evidence.collectives["is_used"].any():
         return "too few of the collectives overlap in time, or their ends lie too far apart, for parts of the same ones"
-    counts = dict(evidence.parts["rank"].value_counts().iter_rows())
-    fewest = min(ranks, key=lambda rank: counts.get(rank.rank, 0)).rank
     return (
-        f"none of the {evidence.num_matchable} collectives was found on every traced rank of its group; rank {fewest} "
-        f"has a part in {counts.get(fewest, 0)} of them"
+        f"none of the {evidence.num_matchable} collectives within the captures of all traced ranks of their group was "
+        "found on all of them"
     )
 
 
