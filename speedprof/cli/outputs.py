@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from enum import StrEnum
@@ -38,14 +39,15 @@ def choose_formats(text: str) -> list[Format]:
     """The formats that `--format` names, each once. Raises UsageError for what is none."""
     try:
         return list(dict.fromkeys(Format(name.strip()) for name in text.split(",")))
-    except ValueError as error:
-        raise UsageError(f"--format {text}: {error}", next_step=f"choose from {','.join(Format)}") from None
+    except ValueError:
+        known = ",".join(Format)
+        raise UsageError(f"--format {text}: is no list of formats", next_step=f"choose from {known}") from None
 
 
 def refuse_existing(folder: Path, formats: Sequence[Format]) -> None:
     """Raises UsageError where `folder` holds a report in one of these formats already."""
     for path in (folder / _FILES[one] for one in formats):
-        if path.exists():
+        if os.path.exists(path):
             raise UsageError(f"{path}: exists already", next_step="overwrite it with --force, or choose --out")
 
 

@@ -21,7 +21,7 @@ def find_run(name: str, root: Path) -> RunDir:
         return _run_at(Path(name))
     runs = [path.name for path in sorted(filter(_is_run, root.glob("*")), key=_age)]
     if not runs:
-        raise UsageError(f"{root}: holds no run", next_step="make one with `python -m speedprof capture`")
+        raise UsageError(f"{name}: {root} holds no run", next_step="make one with `python -m speedprof capture`")
     if name.startswith("latest"):
         return RunDir(root / _nth_latest(name, runs))
     if name.startswith("@"):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from speedprof.errors import UnreadableError
+
 TRACE_SUFFIXES = (".json", ".json.gz")
 
 
@@ -21,8 +23,8 @@ class TraceFile:
 def find_trace_files(paths: Sequence[Path], notes: list[str]) -> list[TraceFile]:
     """The named files, and all files of named folders that could be traces, each once, those of a folder by name.
 
-    What is not listed for want of permission becomes a note. Links to folders are not followed, so that no loop of
-    them is either.
+    A folder within one that cannot be listed becomes a note. Links to folders are not followed, so that no loop of
+    them is either. Raises UnreadableError for a named folder that cannot be listed.
     """
     files: dict[str, TraceFile] = {}
     for path in paths:
@@ -35,7 +37,10 @@ def find_trace_files(paths: Sequence[Path], notes: list[str]) -> list[TraceFile]
 
 def _list_folder(folder: Path, notes: list[str]) -> list[Path]:
     def tell(error: OSError) -> None:
-        notes.append(f"{error.filename}: cannot be listed ({error.strerror})")
+        problem = f"{error.filename}: cannot be listed ({error.strerror})"
+        if Path(error.filename) == folder:
+            raise UnreadableError(problem, next_step="check its permissions")
+        notes.append(problem)
 
     found = [
         Path(where, name)

@@ -114,5 +114,5 @@ def choose_sections(only: str | None) -> frozenset[Section]:
         return frozenset(Section)
     try:
         return frozenset(Section(name.strip()) for name in only.split(","))
-    except ValueError as error:
-        raise UsageError(f"--only {only}: {error}", next_step=f"choose from {','.join(Section)}") from None
+    except ValueError:
+        raise UsageError(f"--only {only}: is no list of parts", next_step=f"choose from {','.join(Section)}") from None
