@@ -190,9 +190,17 @@ def _skip_gap(text: str, at: int) -> int:
 def _to_event(value: object) -> Event | None:
     if not isinstance(value, dict):
         return None
-    if value.get("args") is None:
+    args = value.get("args")
+    if args is None:
         value.pop("args", None)
+    elif isinstance(args, dict):
+        value["args"] = {key: sound_text(one) if isinstance(one, str) else one for key, one in args.items()}
     try:
         return msgspec.convert(value, Event)
     except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeError):
         return None
+
+
+def sound_text(text: str) -> str:
+    """The text without lone surrogates, which no encoding can carry; control characters are data and stay."""
+    return text.encode("utf-8", errors="replace").decode()

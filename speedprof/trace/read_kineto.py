@@ -13,6 +13,7 @@ import numpy as np
 from speedprof.errors import UnreadableError
 from speedprof.trace.assemble import RawTrace, assemble
 from speedprof.trace.event_stream import EventStream
+from speedprof.trace.events import sound_text
 from speedprof.trace.kernels import COLLECTIVE_PATTERNS, CollectivePattern
 from speedprof.trace.model import Trace
 from speedprof.trace.ranges import is_range_among_ops
@@ -63,7 +64,7 @@ def _gather(gatherer: ColumnGatherer, path: Path, metadata: dict[str, Any], log:
     rank, base_ns = _find_rank(path, metadata, log), _find_base_ns(metadata, log)
     operators = gatherer.gathered(Source.OP, base_ns)
     annotations = gatherer.gathered(Source.ANNOTATION, base_ns)
-    texts = [_sound_text(name) for name in gatherer.names]
+    texts = [sound_text(name) for name in gatherer.names]
     is_range = np.array([is_range_among_ops(text) for text in texts], dtype=np.bool_)
     is_gloo = np.array([text.startswith("gloo:") for text in texts], dtype=np.bool_)
     range_op, gloo_op, gloo = is_range[operators.name], is_gloo[operators.name], is_gloo[annotations.name]
@@ -124,8 +125,3 @@ def _find_base_ns(metadata: dict[str, Any], log: ReadLog) -> int:
         return base
     log.note("the base time is not a time: times count from 0")
     return 0
-
-
-def _sound_text(text: str) -> str:
-    """The text without lone surrogates, which no encoding can carry; control characters are data and stay."""
-    return text.encode("utf-8", errors="replace").decode()

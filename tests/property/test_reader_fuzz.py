@@ -211,7 +211,9 @@ def spoiled_events(draw, events):
     events = [{**one, "args": dict(one.get("args", {}))} for one in events]
     for _ in range(draw(st.integers(1, 12))):
         at = draw(st.integers(0, len(events) - 1)) if events else None
-        change = draw(st.sampled_from(["drop", "repeat", "move", "field", "arg", "time", "category", "insert", "all"]))
+        change = draw(
+            st.sampled_from(["drop", "repeat", "move", "field", "arg", "declared", "time", "category", "insert", "all"])
+        )
         if at is None or change == "insert":
             events.insert(at or 0, draw(ODD))
         elif change == "drop":
@@ -227,6 +229,12 @@ def spoiled_events(draw, events):
 
 def spoil(draw, events, at, change):
     one = dict(events[at])
+    if change == "declared":
+        key, odd = draw(st.sampled_from([*DECLARED, "Seq"])), draw(st.one_of(ODD_TEXT, ODD))
+        for other in (other for other in events if isinstance(other, dict) and isinstance(other.get("args"), dict)):
+            if key in other["args"] and draw(st.booleans()):
+                other["args"][key] = odd
+        return
     if change == "arg":
         args = one.get("args")
         one["args"] = {**(args if isinstance(args, dict) else {}), draw(ARGS): draw(ODD)}

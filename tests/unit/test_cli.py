@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Answer, require_one_line_error
+from commands import ask as ask_in
 
-from speedprof.cli import main
 from speedprof.errors import ExitCode, SpeedprofError
 from speedprof.run_dir import FORMAT_VERSION, Manifest, RunDir, RunStatus, close_manifest
 
@@ -22,40 +23,13 @@ _ROOT = Path(__file__).parents[2]
 COMMANDS = ("capture", "analyze", "report", "check")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
 Ask = Callable[..., Answer]
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ask:
+def ask(tmp_path: Path) -> Ask:
     """Runs a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["speedprof", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return Answer(code=code, out=said.out, err=said.err)
-
-    return run
-
-
-def require_one_line_error(answer: Answer, code: ExitCode, *parts: str) -> None:
-    assert answer.code == code
-    assert answer.err.startswith("speedprof: error: ")
-    assert answer.err.count("\n") == 1
-    assert all(part in answer.err for part in parts)
-    assert answer.out == ""
+    return partial(ask_in, folder=tmp_path)
 
 
 def kineto(rank: int = 0) -> dict[str, Any]:
