@@ -8,7 +8,14 @@ from __future__ import annotations
 from speedprof.analyses.analysis import Analysis
 from speedprof.findings.communication import find_exposed, find_what_cannot_be_told
 from speedprof.findings.copies import find_exposed_copies
-from speedprof.findings.costs import SMALLEST_COST_RATIO, has_host_timeline, has_steps, mean_step_ns, mean_window_ns
+from speedprof.findings.costs import (
+    SMALLEST_COST_RATIO,
+    has_host_timeline,
+    has_steps,
+    mean_step_ns,
+    mean_window_ns,
+    sound_ranks,
+)
 from speedprof.findings.finding import Evidence, Finding, Severity, Slug
 from speedprof.findings.idle import find_idle_time
 from speedprof.findings.stragglers import find_clock_offsets, find_unmatched, find_waiting_for_stragglers
@@ -24,6 +31,7 @@ __all__ = [
     "has_steps",
     "mean_step_ns",
     "mean_window_ns",
+    "sound_ranks",
 ]
 
 

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 
 from speedprof.analyses.analysis import Analysis
 from speedprof.analyses.step_time import StepTime
-from speedprof.findings import SMALLEST_COST_RATIO, Finding, Severity, has_steps, mean_window_ns
+from speedprof.findings import (
+    SMALLEST_COST_RATIO,
+    Finding,
+    Severity,
+    has_steps,
+    mean_step_ns,
+    mean_window_ns,
+    sound_ranks,
+)
 from speedprof.report.document import Report
 from speedprof.report.sections import Section
 from speedprof.run_dir import RunStatus
@@ -68,10 +76,13 @@ def slowest_step_time(report: Report) -> StepTime | None:
 
 
 def format_step_time(report: Report) -> str:
-    """How long a clean step is, with its interval and what it rests on."""
+    """How long a clean step is, with its interval and what it rests on; else how long a traced one is."""
     one = slowest_step_time(report)
     if one is None:
-        return "How long a step takes is not known: no clean step was clocked."
+        traced_ns = mean_step_ns(report.analysis)
+        if traced_ns is None:
+            return "How long a step takes is not known: none was clocked or traced."
+        return f"A traced step takes {format_ns(traced_ns)} ({format_traced_basis(report)})."
     basis = f"{format_basis(report, one)}; {format_interval(one)}"
     if one.levels_ns:
         return f"A step takes {format_ns(one.mean_ns)} on average: {format_levels(one)} ({basis})."
@@ -83,6 +94,16 @@ def format_basis(report: Report, one: StepTime) -> str:
     slowest = f", the slowest of {len(report.analysis.step_times)}" if len(report.analysis.step_times) > 1 else ""
     of_what = "mean of whole pairs" if one.levels_ns else "median"
     return f"{of_what} of {format_count(one.num_clean, 'clean step')} on rank {one.rank}{slowest}"
+
+
+def format_traced_basis(report: Report) -> str:
+    """What the time of a traced step rests on, where no step was clocked."""
+    ranks = sound_ranks(report.analysis)
+    num_steps = sum(len(rank.breakdown.steps) for rank in ranks)
+    return (
+        f"mean of {format_count(num_steps, 'step')} on {format_count(len(ranks), 'rank')}, under the profiler: "
+        "no step was clocked without it"
+    )
 
 
 def format_levels(one: StepTime) -> str:

@@ -9,7 +9,7 @@ import polars as pl
 
 from speedprof import __version__
 from speedprof.analyses.analysis import RankAnalysis
-from speedprof.findings import Finding, has_steps, mean_window_ns
+from speedprof.findings import Finding, has_steps, mean_step_ns, mean_window_ns
 from speedprof.report.answers import (
     INTERVAL_MEANING,
     all_notes,
@@ -20,6 +20,7 @@ from speedprof.report.answers import (
     format_levels,
     format_place,
     format_smaller,
+    format_traced_basis,
     format_warnings,
     slowest_step_time,
     split_findings,
@@ -102,12 +103,14 @@ def describe_page(report: Report) -> dict[str, Any]:
 
 
 def _answer(report: Report) -> dict[str, Any]:
-    slowest = slowest_step_time(report)
+    slowest, traced_ns = slowest_step_time(report), mean_step_ns(report.analysis)
     shown, smaller = split_findings(report)
     return {
         "headline": format_headline(report),
         "step_time": format_ns(slowest.typical_ns) if slowest else None,
         "step_time_basis": format_basis(report, slowest) if slowest else "",
+        "traced_step": format_ns(traced_ns) if traced_ns else None,
+        "traced_basis": format_traced_basis(report) if traced_ns else "",
         "levels": format_levels(slowest) if slowest else "",
         "interval": format_interval(slowest) if slowest else "",
         "interval_meaning": INTERVAL_MEANING,
