@@ -7,7 +7,7 @@ transfer is done, but for some microseconds. A stream carries one collective at 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -43,17 +43,18 @@ class Run:
 
     parts: Mapping[int, Sequence[Part]]
     world_size: int
+    on_host: bool = False
 
     def without(self, rank: int, truths: set[int]) -> Run:
         """The same where a rank's trace lacks some collectives."""
         kept = [part for part in self.parts[rank] if part.truth not in truths]
-        return Run(parts={**self.parts, rank: kept}, world_size=self.world_size)
+        return replace(self, parts={**self.parts, rank: kept})
 
     def timelines(self, offset_ns: Mapping[int, int] | None = None) -> list[RankTimeline]:
         """The timeline of each rank, whose clock is behind by its offset: it is to be added to the rank's times."""
         offsets = offset_ns or {}
         return [
-            make_timeline_of(rank, parts, self.world_size).shifted(-offsets.get(rank, 0))
+            make_timeline_of(rank, parts, self.world_size, on_host=self.on_host).shifted(-offsets.get(rank, 0))
             for rank, parts in self.parts.items()
         ]
 
@@ -73,7 +74,9 @@ class Run:
         return ranks
 
 
-def make_timeline_of(rank: int, parts: Sequence[Part], world_size: int | None, *, on_host: bool = False) -> RankTimeline:
+def make_timeline_of(
+    rank: int, parts: Sequence[Part], world_size: int | None, *, on_host: bool = False
+) -> RankTimeline:
     """A timeline that holds nothing but these collectives, sorted by start, and ends with the last of them."""
     rows = [{"name": part.name, "start_ns": part.start_ns, "end_ns": part.end_ns, **part.said} for part in parts]
     streams = [part.stream for part in parts]
@@ -123,10 +126,36 @@ def simulate(
         start = free + compute_ns + late + 2 * US
         last = int(start.max())
         end = last + transfer_ns + random.integers(0, ends_us * US + 1, num_ranks)
-        said = {"dtype": "BFloat16", "in_elements": transfer_ns // US, "out_elements": transfer_ns // US} if says else {}
+        said = (
+            {"dtype": "BFloat16", "in_elements": transfer_ns // US, "out_elements": transfer_ns // US} if says else {}
+        )
         for rank in range(num_ranks):
             parts[rank].append(
                 Part(truth=truth, name=name, start_ns=int(start[rank]), end_ns=int(end[rank]), said=said)
             )
         free = end
     return Run(parts=parts, world_size=num_ranks)
+
+
+def simulate_queues(seed: int, *, num_ranks: int = 3, num_collectives: int = 60, num_threads: int = 2) -> Run:
+    """Ranks without a device: on each, threads take collectives from one queue, first in, first out.
+
+    Several are under way at once, and the operating system lets each rank end them up to a millisecond apart.
+    """
+    random = np.random.default_rng(seed)
+    free = np.full((num_ranks, num_threads), START_NS)
+    begun = start = np.full(num_ranks, START_NS)
+    parts: dict[int, list[Part]] = {rank: [] for rank in range(num_ranks)}
+    for truth in range(num_collectives):
+        begun = begun + random.integers(1, 3_000, num_ranks) * US * (random.random() < 0.7) + US
+        begun = np.maximum(begun, begun.max() - 5 * MS)
+        thread = free.argmin(axis=1)
+        start = np.maximum(np.maximum(begun, free.min(axis=1) + 5 * US), start + US)
+        end = start.max() + random.integers(100, 5_000) * US + random.integers(0, 1_000, num_ranks) * US
+        free[np.arange(num_ranks), thread] = end
+        name = NAMES[truth // 8 % len(NAMES)]
+        for rank in range(num_ranks):
+            parts[rank].append(
+                Part(truth=truth, name=name, start_ns=int(start[rank]), end_ns=int(end[rank]), stream=None)
+            )
+    return Run(parts=parts, world_size=num_ranks, on_host=True)

@@ -23,8 +23,8 @@ _NUM_NEIGHBOURS = 2
 _MAX_ROUNDS = 5
 # Leads that are tried for the order of a queue, the commonest. A drop makes one more; profilers drop little of a host.
 _MOST_LEADS = 32
-# A lead changes where that saves more than this many wrong pairs.
-_COST_OF_CHANGE = 2
+# A lead changes where that saves more than this many pairs that do not fit.
+_COST_OF_CHANGE = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +172,9 @@ def _keep_order(a: Spans, b: Spans, rows_a: Int64s, rows_b: Int64s, rule: _Rule)
     ordered_a, ordered_b = a.take(order_a), b.take(order_b)
     length = a.end[rows_a] - a.start[rows_a]
     most = max(1, int(np.median(np.minimum(length, b.end[rows_b] - b.start[rows_b]))))
-    cost = np.stack([_cost_of_lead(ordered_a, ordered_b, lead, most, rule) for lead in leads.tolist()])
-    place = np.arange(len(a)) + leads[_steadiest(np.minimum(cost, most), _COST_OF_CHANGE * most)]
+    usual = min(most, int(np.median(np.abs(b.end[rows_b] - a.end[rows_a]))))
+    costs = [_cost_of_lead(ordered_a, ordered_b, lead, usual, most, rule) for lead in leads.tolist()]
+    place = np.arange(len(a)) + leads[_steadiest(np.stack(costs), _COST_OF_CHANGE * most)]
     # Where the lead falls, two places in a point to one of b: the later one has it.
     later = np.append(np.minimum.accumulate(place[::-1])[::-1][1:], len(b))
     keep = np.flatnonzero((place >= 0) & (place < np.minimum(later, len(b))))
@@ -183,13 +184,15 @@ def _keep_order(a: Spans, b: Spans, rows_a: Int64s, rows_b: Int64s, rule: _Rule)
     return order_a[keep][by_row], order_b[place[keep]][by_row]
 
 
-def _cost_of_lead(a: Spans, b: Spans, lead: int, most: int, rule: _Rule) -> Int64s:
-    """How far the ends of each span and of the one `lead` places ahead lie apart, `most` where they do not pair."""
-    cost = np.full(len(a), most, dtype=np.int64)
+def _cost_of_lead(a: Spans, b: Spans, lead: int, usual: int, most: int, rule: _Rule) -> Int64s:
+    """How far the ends of each span and of the one `lead` places ahead lie apart, or `most` where they do not pair.
+
+    Beyond the ends of `b`, where its capture had not begun or was over, it is what is usual: neither a gain nor a loss.
+    """
+    cost = np.full(len(a), usual, dtype=np.int64)
     inside = np.arange(max(0, -lead), max(0, min(len(a), len(b) - lead)))
     ones, others = a.take(inside), b.take(inside + lead)
-    fits = rule.allows(ones, others)
-    cost[inside[fits]] = np.abs(others.end - ones.end)[fits]
+    cost[inside] = np.where(rule.allows(ones, others), np.minimum(np.abs(others.end - ones.end), most), most)
     return cost
 
 

@@ -10,8 +10,8 @@ from speedprof.trace.intervals import Int64s
 from speedprof.units import NS_PER_US
 
 # Pieces of the first rank's sequence that are looked for in the second's: how long each is at most, in collectives, how
-# many there are of each length, and how many of the likest places are kept of each. In a long piece the lengths of steps
-# count, which differ more than what lies in a step; a short one is less likely to be spoilt by a dropped collective.
+# many there are of each length, and how many of the likest places are kept of each. In a long piece the lengths of
+# steps count, which differ more than what lies in a step; a short one is less likely to be spoilt by what was dropped.
 _LONGEST_PIECES = (32, 512)
 _NUM_PIECES = 8
 _NUM_LIKEST = 3

@@ -15,7 +15,8 @@ from speedprof.trace.intervals import Int64s
 from speedprof.units import NS_PER_US, format_ns
 
 # The clocks that devices of one host show agree to microseconds (medians of 0.2 to 3 us on H100, H200 and V100); the
-# ends of gloo's collectives on one host scatter by hundreds, but about 0. What is less than this is never shifted away.
+# ends of gloo's collectives on one host scatter by hundreds, but about 0. Where collectives fit without an offset, less
+# than this is never shifted away.
 LEAST_OFFSET_NS = 100 * NS_PER_US
 # An offset is believed only where it stands out from the scatter of the ends by this factor.
 _LEAST_SIGNIFICANCE = 4
@@ -84,7 +85,8 @@ def find_common_clock(ranks: Sequence[RankTimeline], parts: Parts) -> CommonCloc
         offset = offsets[known] + found.offset_ns
         # Ranks of one host have one clock, whichever rank each was compared with.
         nearest = offsets[placed][np.argmin(np.abs(offsets[placed] - offset))]
-        offsets[place] = nearest if abs(nearest - offset) <= LEAST_OFFSET_NS else offset
+        is_one = abs(nearest - offset) <= max(CLOCK_NOISE_NS, found.residual_ns)
+        offsets[place] = nearest if is_one else offset
         placed.append(place)
         slack = max(slack, _slack_of(found))
     return CommonClock(offset_ns=offsets, slack_ns=slack, misfits=misfits)
@@ -108,7 +110,8 @@ def _settle(pair: RankPair, rank: int, other: int) -> Fit | str:
         return plain
     piece = pair.shortened()
     found = [_refine(piece, offset) for offset in _candidates(pair, plain, piece)]
-    found = [fit for fit in found if abs(fit.offset_ns) > LEAST_OFFSET_NS and _explains_enough(fit, piece)]
+    least = LEAST_OFFSET_NS if plain.is_sound else 0
+    found = [fit for fit in found if abs(fit.offset_ns) > least and _explains_enough(fit, piece)]
     found.sort(key=lambda fit: (fit.residual_ns, abs(fit.offset_ns), fit.offset_ns))
     if plain.is_sound and not (found and _beats(found[0], plain)):
         return plain

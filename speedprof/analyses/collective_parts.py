@@ -70,6 +70,11 @@ class Parts:
         return self.name * len(self.groups) + self.group
 
     @property
+    def are_shared(self) -> bool:
+        """Whether any name is of parts of two ranks or more."""
+        return any(len(np.unique(self.rank[self.name == name])) > 1 for name in np.unique(self.name))
+
+    @property
     def tag(self) -> Int64s:
         return self.keys[:, KEYS.index("tag")]
 

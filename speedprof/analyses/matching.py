@@ -50,7 +50,7 @@ def match_collectives(ranks: Sequence[RankTimeline]) -> CollectiveMatch:
     if (reason := _why_not_tried(ordered)) is not None:
         return _refuse(ordered, reason, 0)
     parts = gather_parts(ordered)
-    if not len(parts):
+    if not parts.are_shared:
         return _refuse(ordered, "no two of the traced ranks are known to take part in one collective", 0)
     clock = find_common_clock(ordered, parts)
     evidence = weigh(join_parts(parts, clock), ordered, clock)
