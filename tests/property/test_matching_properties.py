@@ -46,7 +46,7 @@ def is_right(run, found):
     assert len(set(found.instances["collective"])) == sum(len(ranks) > 1 for ranks in truth.values())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(runs())
 def test_made_up_collectives_are_matched_as_they_were_made(run):
     found = match_collectives(run.timelines())
@@ -60,7 +60,7 @@ def test_made_up_collectives_are_matched_as_they_were_made(run):
 OFFSETS = st.one_of(st.integers(-100 * MS, 100 * MS), st.sampled_from([0, 3 * MS, 3_600_000 * MS, -(10**18), 10**15]))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(runs(max_ranks=3), st.lists(OFFSETS, min_size=2, max_size=2))
 def test_ranks_on_other_clocks_are_matched_right_or_refused(run, offsets):
     behind = dict(zip((1, 2), offsets, strict=True))
@@ -72,7 +72,7 @@ def test_ranks_on_other_clocks_are_matched_right_or_refused(run, offsets):
             assert abs(clock.offset_ns - behind.get(clock.rank, 0)) <= 0.1 * MS
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(runs(), st.integers(-(10**18), 10**18))
 def test_moving_all_ranks_by_the_same_changes_nothing_but_times(run, by_ns):
     ranks = run.timelines()
@@ -81,7 +81,7 @@ def test_moving_all_ranks_by_the_same_changes_nothing_but_times(run, by_ns):
     assert replace(moved, instances=found.instances) == found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(runs(), st.randoms(use_true_random=False))
 def test_the_order_in_which_ranks_are_given_does_not_matter(run, order):
     ranks = run.timelines()
@@ -92,7 +92,7 @@ def test_the_order_in_which_ranks_are_given_does_not_matter(run, order):
     assert replace(again, instances=found.instances) == found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(SEEDS, st.data())
 def test_what_some_ranks_lack_at_the_head_leaves_the_others_matches_alone(seed, data):
     run = simulate(seed, num_ranks=4, num_steps=5)
@@ -105,7 +105,7 @@ def test_what_some_ranks_lack_at_the_head_leaves_the_others_matches_alone(seed, 
     assert sorted(map(sorted, found.values())) == sorted(map(sorted, left))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(runs(), SEEDS)
 def test_what_a_file_says_only_now_and_then_does_no_harm(run, seed):
     random = np.random.default_rng(seed)
@@ -122,7 +122,7 @@ def test_what_a_file_says_only_now_and_then_does_no_harm(run, seed):
     is_right(some, match_collectives(some.timelines()))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(SEEDS, st.integers(2, 4), st.integers(1, 3))
 def test_queues_of_hosts_are_matched_in_their_order(seed, num_ranks, num_threads):
     run = simulate_queues(seed, num_ranks=num_ranks, num_threads=num_threads)
@@ -160,7 +160,7 @@ PARTS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     st.dictionaries(st.integers(0, 9), st.lists(PARTS, max_size=12), max_size=4),
     st.one_of(st.none(), st.integers(0, 128)),
