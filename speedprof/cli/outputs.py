@@ -12,7 +12,6 @@ from speedprof.cli.sources import read_again
 from speedprof.cli.trace_options import Reading, choose_reading
 from speedprof.errors import UsageError
 from speedprof.report.document import Report
-from speedprof.report.html import write_html
 from speedprof.report.json_report import write_json
 from speedprof.report.markdown import write_markdown
 
@@ -72,7 +71,10 @@ def terminal_width() -> int:
 
 
 def _write(report: Report, form: Format, path: Path, reading: Reading) -> None:
+    """What takes long to import is imported only for its own format: `analyze` needs none of it."""
     if form is Format.HTML:
+        from speedprof.report.html import write_html
+
         write_html(report, path)
     elif form is Format.JSON:
         write_json(report, path)

@@ -101,6 +101,16 @@ def test_help_imports_neither_torch_nor_polars(words: Sequence[str]) -> None:
     assert not imported & {"torch", "polars", "numpy", "scipy", "tensorboard", "jinja2"}
 
 
+@pytest.mark.parametrize("source", ["cpu-2ranks", "cpu-2ranks/kineto"])
+def test_reading_imports_nothing_that_takes_long_to_import(source: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "speedprof", "analyze", f"traces/samples/{source}", "--json"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert "polars" in imported
+    assert not imported & {"torch", "scipy.stats", "tensorboard", "pandas", "pyarrow", "jinja2"}
+
+
 @pytest.mark.parametrize("words", [("analyse",), ("capture", "--steps", "many"), ("check", "--no-such-option"), ()])
 def test_words_that_are_no_command_or_option_are_wrong_usage(ask: Ask, words: Sequence[str]) -> None:
     answer = ask(*words)

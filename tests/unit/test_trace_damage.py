@@ -104,6 +104,25 @@ def test_an_event_that_no_parser_takes_costs_itself_alone(spoiled):
     assert (len(trace.kernels), trace.is_damaged) == (2, True)
 
 
+@pytest.mark.parametrize("piece", ['{"a": [{}, ', '{"a": {"b": [', ', {"a', ", {x"])
+def test_text_that_makes_a_parser_start_anew_everywhere_is_given_up(piece):
+    """A megabyte of it took minutes when every piece was tried."""
+    good = json.dumps(KERNEL)
+    filler = ", ".join([good] * 3_000)
+    text = f'{{"traceEvents": [{filler}, {piece * (2_000_000 // len(piece))}, {filler}, {filler}]}}'
+    trace = read_text(text, "rank0.json")
+    assert trace.is_damaged
+    assert len(trace.kernels) >= 3_000
+
+
+def test_many_events_that_are_broken_each_in_itself_cost_themselves_alone():
+    """As where a profiler writes paths of Windows without doubling their backslashes."""
+    broken = json.dumps(KERNEL).replace('"name": "k"', r'"name": "C:\Users\x"')
+    events = [broken if number % 3 else json.dumps(KERNEL) for number in range(9_000)]
+    trace = read_text(f'{{"traceEvents": [{", ".join(events)}]}}', "rank0.json")
+    assert (len(trace.kernels), trace.is_damaged) == (3_000, True)
+
+
 def test_a_larger_hole_leaves_no_step_that_counts():
     hole = TEXT.index('"gemm"')
     trace = read_text(TEXT[:hole] + "\0" * 200 + TEXT[hole + 200 :])
