@@ -23,8 +23,10 @@ _NUM_NEIGHBOURS = 2
 _MAX_ROUNDS = 5
 # Leads that are tried for the order of a queue, the commonest. A drop makes one more; profilers drop little of a host.
 _MOST_LEADS = 32
-# A lead changes where that saves more than this many pairs that do not fit.
-_COST_OF_CHANGE = 1
+# What a pair that does not fit costs, and what a change of the lead, beside the most that a pair costs that fits. Hosts
+# lose few events, and threads end collectives in any order: a change must be worth it.
+_COST_OF_MISFIT = 2
+_COST_OF_CHANGE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +187,15 @@ def _keep_order(a: Spans, b: Spans, rows_a: Int64s, rows_b: Int64s, rule: _Rule)
 
 
 def _cost_of_lead(a: Spans, b: Spans, lead: int, usual: int, most: int, rule: _Rule) -> Int64s:
-    """How far the ends of each span and of the one `lead` places ahead lie apart, or `most` where they do not pair.
+    """How far the ends of each span and of the one `lead` places ahead lie apart, at most `most`; more if they misfit.
 
     Beyond the ends of `b`, where its capture had not begun or was over, it is what is usual: neither a gain nor a loss.
     """
     cost = np.full(len(a), usual, dtype=np.int64)
     inside = np.arange(max(0, -lead), max(0, min(len(a), len(b) - lead)))
     ones, others = a.take(inside), b.take(inside + lead)
-    cost[inside] = np.where(rule.allows(ones, others), np.minimum(np.abs(others.end - ones.end), most), most)
+    apart = np.minimum(np.abs(others.end - ones.end), most)
+    cost[inside] = np.where(rule.allows(ones, others), apart, _COST_OF_MISFIT * most)
     return cost
 
 

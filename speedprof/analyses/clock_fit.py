@@ -61,10 +61,9 @@ class RankPair:
     def num_in_common(self, offset_ns: int) -> int:
         """How many collectives both can have: those of the rank with fewer that lie within both captures."""
         start, end = self._common(offset_ns)
-        lead = {"first": 0, "second": offset_ns}
         return min(
-            int(((one.start + lead[name] >= start) & (one.end + lead[name] <= end)).sum())
-            for name, one in (("first", self.first), ("second", self.second))
+            int(((part.start + by >= start) & (part.end + by <= end)).sum())
+            for part, by in ((self.first, 0), (self.second, offset_ns))
         )
 
     def _common(self, offset_ns: int) -> tuple[int, int]:
@@ -79,8 +78,8 @@ class Fit:
     `num_pairs` collectives were put together, by time or by what the file says; `num_overlapping` of them overlap as
     the parts of a collective do, of `num_expected` that lie within both captures. `difference_ns` is the median of how
     much later the second rank's ends are, `residual_ns` the median distance from that. `lead` is the median of by how
-    many places a collective comes later in the second rank's parts. `ratio` is the median distance
-    of two ends beside the shorter part, of collectives that end together on all ranks; None where there are none.
+    many places a collective comes later among the second rank's parts. `ratio` is the median distance of two ends
+    beside the shorter part, of collectives that end together on all ranks; None where there are none.
     """
 
     offset_ns: int
@@ -108,11 +107,16 @@ class Fit:
 
 
 def make_pair(ranks: Sequence[RankTimeline], parts: Parts, first: int, second: int) -> RankPair:
-    """The ranks at two places. What is known to be of one group is taken alone: it says more than what may not be."""
+    """The ranks at two places, with the parts that say most of how they fit.
+
+    Those of known groups, if both have any; else those that are not perhaps messages between other ranks; else all.
+    """
     one, other = (parts.take(parts.rank == place) for place in (first, second))
-    kinds = np.intersect1d(one.kind, other.kind)
-    known = kinds[kinds % len(parts.groups) < len(parts.groups) - 1]
-    shared = known if len(known) else kinds
+    shared = np.intersect1d(one.kind, other.kind)
+    is_known, is_plain = (
+        np.isin(shared, parts.kind[chosen]) for chosen in (parts.has_group & ~parts.is_exchange, ~parts.is_exchange)
+    )
+    shared = shared[is_known if is_known.any() else is_plain if is_plain.any() else ...]
     return RankPair(
         first=one.take(np.isin(one.kind, shared)),
         second=other.take(np.isin(other.kind, shared)),
