@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from speedprof.trace.intervals import Bools, Int64s
+from speedprof.trace.intervals import Bools, Int64s, rows_of_each
 from speedprof.trace.ranges import find_top_level
 from speedprof.trace.schema import to_numpy
+
+_NO_ROWS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,10 @@ def find_innermost(spans: HostSpans, track: Int64s, times: Int64s) -> Int64s:
     As `intervals.innermost`, but without a look at each span in turn: for hundreds of thousands of them.
     """
     found = np.full(len(times), -1, dtype=np.int64)
-    for one in np.unique(track):
-        here = np.flatnonzero(track == one)
-        here = here[np.argsort(times[here], kind="stable")]
-        rows = np.flatnonzero(spans.track == one)
+    rows_of = rows_of_each(spans.track)
+    for one, unordered in rows_of_each(track).items():
+        here = unordered[np.argsort(times[unordered], kind="stable")]
+        rows = rows_of.get(one, _NO_ROWS)
         first = np.searchsorted(times[here], spans.start[rows])
         last = np.searchsorted(times[here], spans.end[rows])
         around = last > first
@@ -87,8 +89,9 @@ def find_longest(spans: HostSpans, track: Int64s, start: Int64s, end: Int64s) ->
     all spans take of it. Neither the spans of a track nor the stretches may overlap."""
     row = np.full(len(start), -1, dtype=np.int64)
     covered_ns = np.zeros(len(start), dtype=np.int64)
-    for one in np.unique(track):
-        here, rows = np.flatnonzero(track == one), np.flatnonzero(spans.track == one)
+    rows_of = rows_of_each(spans.track)
+    for one, here in rows_of_each(track).items():
+        rows = rows_of.get(one, _NO_ROWS)
         first = np.searchsorted(spans.end[rows], start[here], side="right")
         last = np.searchsorted(spans.start[rows], end[here])
         count = np.maximum(last - first, 0)

@@ -109,6 +109,20 @@ def busiest(owner: Int64s, length: Int64s) -> int | None:
     return int(owners[np.argmax(busy)])
 
 
+def rows_of_each(values: Int64s) -> dict[int, Int64s]:
+    """The rows of each distinct value, in their order. Takes no longer where as many values as rows are distinct."""
+    distinct = np.unique(values)
+    if len(distinct) <= _FEW_VALUES:
+        return {value: np.flatnonzero(values == value) for value in distinct.tolist()}
+    order = np.argsort(values, kind="stable")
+    borders = [*np.searchsorted(values[order], distinct).tolist(), len(order)]
+    return {value: order[borders[at] : borders[at + 1]] for at, value in enumerate(distinct.tolist())}
+
+
+# Up to so many values a look at all rows for each takes less time than sorting the rows.
+_FEW_VALUES = 16
+
+
 def _paint(start: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
     """Instants at which the innermost interval changes, led by the smallest int64, and the owner from each on."""
     borders, owners = [np.iinfo(np.int64).min], [-1]

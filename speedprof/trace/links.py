@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from speedprof.trace.events import ABSENT
-from speedprof.trace.intervals import Bools, Int64s, innermost
+from speedprof.trace.intervals import Bools, Int64s, innermost, rows_of_each
 from speedprof.trace.ranges import RangeKind
 from speedprof.trace.raw_columns import RawEvents
 from speedprof.trace.schema import to_numpy
@@ -61,10 +61,11 @@ def rows_around(ranges: pl.DataFrame, wanted: Bools, thread: Int64s, times: Int6
     """For each host thread and time the row of the innermost wanted range around it on that thread, -1 for none."""
     rows = np.full(len(times), -1, dtype=np.int64)
     range_thread, start, end = (to_numpy(ranges[name]) for name in ("thread", "start_ns", "end_ns"))
-    for one in np.unique(thread):
-        candidates = np.flatnonzero(wanted & (range_thread == one))
-        if len(candidates):
-            here = thread == one
+    wanted_rows = np.flatnonzero(wanted)
+    candidates_of = rows_of_each(range_thread[wanted_rows])
+    for one, here in rows_of_each(thread).items():
+        if one in candidates_of:
+            candidates = wanted_rows[candidates_of[one]]
             found = innermost(start[candidates], end[candidates], times[here])
             rows[here] = np.where(found >= 0, candidates[found], -1)
     return rows
@@ -92,11 +93,11 @@ def find_cut(device: RawEvents, links: Links, span: tuple[int, int] | None) -> B
     """
     if not len(device):
         return np.zeros(0, dtype=np.bool_)
-    latest = np.iinfo(np.int64).max
-    first_of_any = int(device.start[links.linked].min()) if links.linked.any() else latest
+    latest, all_linked = np.iinfo(np.int64).max, links.linked
+    first_of_any = int(device.start[all_linked].min()) if all_linked.any() else latest
     cut = np.zeros(len(device), dtype=np.bool_)
     for rows in _rows_by_stream(device):
-        linked = links.linked[rows]
+        linked = all_linked[rows]
         first = int(device.start[rows][linked].min()) if linked.any() else first_of_any
         cut[rows] = ~linked & (device.start[rows] < first)
     if span is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from speedprof.trace.events import ABSENT
-from speedprof.trace.intervals import Bools, Int64s
+from speedprof.trace.intervals import Bools, Int64s, rows_of_each
 from speedprof.trace.raw_columns import RawEvents
 from speedprof.trace.schema import int_column, make_table, text_column
 from speedprof.vocabulary import RANGE_PREFIX, STAGE_PREFIX, STEP_PREFIX, VALIDATION_SUFFIX, StepKind
@@ -90,8 +90,7 @@ def make_ranges(raw: RawEvents, texts: Sequence[str]) -> pl.DataFrame:
 def find_top_level(thread: Int64s, start: Int64s, end: Int64s) -> Bools:
     """Which intervals begin when no earlier one of their thread is open; rows sorted by start, the longer first."""
     top_level = np.zeros(len(start), dtype=np.bool_)
-    for one in np.unique(thread):
-        rows = np.flatnonzero(thread == one)
+    for rows in rows_of_each(thread).values():
         reach = np.maximum.accumulate(end[rows])
         top_level[rows] = np.concatenate(([True], start[rows][1:] >= reach[:-1]))
     return top_level

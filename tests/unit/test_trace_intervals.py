@@ -11,6 +11,7 @@ from speedprof.trace.intervals import (
     intersect,
     join,
     overlap,
+    rows_of_each,
     subtract,
     union,
 )
@@ -68,3 +69,14 @@ def test_innermost_takes_the_shorter_of_two_that_begin_together():
 def test_innermost_survives_intervals_that_cross():
     start, end = np.array([0, 5], dtype=np.int64), np.array([10, 15], dtype=np.int64)
     assert innermost(start, end, np.array([4, 9, 12, 15], dtype=np.int64)).tolist() == [0, 1, 1, -1]
+
+
+@pytest.mark.parametrize("num_values", [1, 5, 100])
+def test_the_rows_of_each_value_are_all_rows_in_their_order(num_values):
+    values = np.random.default_rng(7).integers(-num_values, num_values, size=1_000)
+    found = rows_of_each(values)
+    assert list(found) == sorted(set(values.tolist()))
+    assert {value: rows.tolist() for value, rows in found.items()} == {
+        value: [row for row, one in enumerate(values.tolist()) if one == value] for value in found
+    }
+    assert rows_of_each(values[:0]) == {}
