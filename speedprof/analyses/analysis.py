@@ -44,7 +44,9 @@ class RankAnalysis:
 class Analysis:
     """`ranks` comes from traces and `step_times` from a step log; either may be empty.
 
-    `match` puts the ranks' collectives together; None where no trace has any. `notes` are sentences that a reader must
+    `match` puts the ranks' collectives together; None where no trace has any. `can_tell_overlap`: what runs beside what
+    is the program's doing. It is not on CPU ranks that share cores, or of which nobody knows; then no straggler is
+    named. `notes` are sentences that a reader must
     know before trusting the numbers: files that were skipped, a trace that was cut, ranks that share cores.
     """
 
@@ -54,3 +56,4 @@ class Analysis:
     stragglers: tuple[Straggler, ...]
     step_times: tuple[StepTime, ...]
     notes: tuple[str, ...]
+    can_tell_overlap: bool = True

@@ -19,7 +19,7 @@ from speedprof.analyses.step_time import StepTime
 from speedprof.analyses.stragglers import find_stragglers
 from speedprof.analyses.timeline import RankTimeline, make_timeline
 from speedprof.analyses.top_kernels import measure_kernels
-from speedprof.trace.model import Trace
+from speedprof.trace.model import Timeline, Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +52,30 @@ def measure_rank(trace: Trace) -> RankMeasurement:
 
 
 def compare_ranks(
-    measurements: Sequence[RankMeasurement], *, step_times: tuple[StepTime, ...] = (), notes: Sequence[str] = ()
+    measurements: Sequence[RankMeasurement],
+    *,
+    step_times: tuple[StepTime, ...] = (),
+    notes: Sequence[str] = (),
+    ranks_share_cores: bool | None = None,
 ) -> Analysis:
-    """Everything about these ranks of one run, in the order of their numbers. Damaged ranks are compared with none."""
+    """Everything about these ranks of one run, in the order of their numbers. Damaged ranks are compared with none.
+
+    `ranks_share_cores` says whether CPU ranks have fewer cores than threads, None where that is not known. Only where
+    it is False does a host timeline carry a claim about overlap. It does not matter to device timelines.
+    """
     ordered = sorted(measurements, key=lambda one: one.analysis.rank)
     whole = [one.timeline for one in ordered if not one.timeline.is_damaged]
     match = match_collectives(whole) if any(len(rank.collectives) for rank in whole) else None
     exposures = measure_exposure(whole, match) if match else ()
+    on_host = any(one.timeline.timeline is Timeline.HOST for one in ordered)
+    can_tell_overlap = ranks_share_cores is False or not on_host
     exposure_of = {one.rank: one for one in exposures}
     return Analysis(
         ranks=tuple(replace(one.analysis, exposure=exposure_of.get(one.analysis.rank)) for one in ordered),
         match=match,
         bandwidths=measure_bandwidth(whole, match) if match else (),
-        stragglers=find_stragglers(whole, match, exposures) if match else (),
+        stragglers=find_stragglers(whole, match, exposures) if match and can_tell_overlap else (),
         step_times=step_times,
         notes=(*notes, *(note for one in ordered for note in one.notes)),
+        can_tell_overlap=can_tell_overlap,
     )

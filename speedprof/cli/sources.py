@@ -91,11 +91,11 @@ def _report(
         list(ranks.values()),
         step_times=measure_step_time(step_log) if step_log else (),
         notes=(*notes, *(step_log.notes if step_log else ())),
+        ranks_share_cores=is_sharing_cores(manifest) if manifest else None,
     )
-    shares_cores = is_sharing_cores(manifest) if manifest else None
     return Report(
         analysis=analysis,
-        findings=find_all(analysis, ranks_share_cores=shares_cores),
+        findings=find_all(analysis),
         manifest=manifest,
         step_log=step_log,
         sources=tuple(str(path) for path in paths),

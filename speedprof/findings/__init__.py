@@ -10,7 +10,6 @@ from speedprof.findings.communication import find_exposed, find_what_cannot_be_t
 from speedprof.findings.copies import find_exposed_copies
 from speedprof.findings.costs import (
     SMALLEST_COST_RATIO,
-    has_host_timeline,
     has_steps,
     mean_step_ns,
     mean_window_ns,
@@ -35,16 +34,11 @@ __all__ = [
 ]
 
 
-def find_all(analysis: Analysis, *, ranks_share_cores: bool | None = None) -> tuple[Finding, ...]:
-    """Every finding, costliest first.
-
-    `ranks_share_cores` says whether CPU ranks have fewer cores than threads, None where that is not known. Only where
-    it is False does a host timeline carry a claim about overlap. It does not matter to device timelines.
-    """
-    can_tell_overlap = ranks_share_cores is False or not has_host_timeline(analysis)
+def find_all(analysis: Analysis) -> tuple[Finding, ...]:
+    """Every finding, costliest first."""
     about_overlap = (find_exposed, find_waiting_for_stragglers, find_unmatched)
     rules = (
-        *(about_overlap if can_tell_overlap else (find_what_cannot_be_told,)),
+        *(about_overlap if analysis.can_tell_overlap else (find_what_cannot_be_told,)),
         find_idle_time,
         find_exposed_copies,
         find_profiler_overhead,

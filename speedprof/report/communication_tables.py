@@ -11,7 +11,6 @@ from speedprof.report.comparison_document import why_nothing_matched
 from speedprof.report.document import Report
 from speedprof.report.means import mean_over_ranks, num_windows, per_what, traced_split, whole_ranks
 from speedprof.report.names import CAUSE_LABELS, format_stage
-from speedprof.report.tables import can_tell_overlap
 from speedprof.report.text_table import ABSENT, TextTable
 from speedprof.units import NS_PER_US, format_bytes, format_ms, format_percent
 
@@ -56,7 +55,7 @@ def exposure_table(report: Report) -> TextTable:
 
 
 def _shared_cores(report: Report) -> tuple[str, ...]:
-    if all(can_tell_overlap(report, rank) for rank in report.analysis.ranks):
+    if report.analysis.can_tell_overlap:
         return ()
     return (
         "Of ranks that share cores the scheduler decides what runs beside what, so one's wait may be another's work.",

@@ -9,7 +9,6 @@ from speedprof.analyses.stragglers import Straggler, StragglerCause
 from speedprof.report.document import Report
 from speedprof.report.means import num_windows, per_what, whole_ranks
 from speedprof.report.names import CAUSE_LABELS, shorten_kernel
-from speedprof.report.tables import can_tell_overlap
 from speedprof.report.text_table import ABSENT, TextTable
 from speedprof.units import format_ms, format_percent
 
@@ -36,7 +35,7 @@ def straggler_table(report: Report) -> TextTable:
     return TextTable(
         title=f"Stragglers, ms {per_what(report.analysis.ranks)}",
         columns=("rank", "cause", "spends more in", "slower kernels (own, others)", "cost", "share of waiting"),
-        rows=tuple(_straggler_row(one) for one in report.analysis.stragglers) if _can_tell(report) else (),
+        rows=tuple(_straggler_row(one) for one in report.analysis.stragglers),
         num_labels=4,
         remark="Cost: the exposed wait that the rank causes, the mean over the ranks that wait. What it spends more in "
         "than the mean of the others, it is late by.",
@@ -50,13 +49,9 @@ def format_no_straggler(report: Report) -> str:
         return "Who waits for whom is not known, since there is the trace of one rank alone."
     if match is None or match.refused_because is not None or not match.num_matched:
         return "Who waits for whom is not known, since no collectives were matched across ranks."
-    if not _can_tell(report):
+    if not report.analysis.can_tell_overlap:
         return "Who is late cannot be told of ranks that share cores: one rank's wait may be another's work."
     return "No rank is waited for more than chance has it."
-
-
-def _can_tell(report: Report) -> bool:
-    return all(can_tell_overlap(report, rank) for rank in report.analysis.ranks)
 
 
 def _straggler_row(one: Straggler) -> tuple[str, ...]:

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable
 
 from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.breakdown import Partition, Segment
-from speedprof.analyses.core_sharing import is_sharing_cores
 from speedprof.report.document import Report, as_mapping, run_facts
 from speedprof.report.text_table import ABSENT, TextTable
-from speedprof.trace.model import Timeline
 from speedprof.units import format_bytes, format_ms, format_percent
 
 PARTS: tuple[tuple[str, str, Callable[[Partition], int]], ...] = (
@@ -78,20 +76,13 @@ def partition_table(report: Report) -> TextTable:
     return TextTable(
         title="Where a traced step goes, ms per step",
         columns=("rank", "steps", "window", *(name for _, name, _ in PARTS), "overlapped"),
-        rows=tuple(_partition_row(rank, is_told=can_tell_overlap(report, rank)) for rank in ranks),
+        rows=tuple(_partition_row(rank, is_told=report.analysis.can_tell_overlap) for rank in ranks),
         num_labels=2,
         remark="Window: the mean of the traced steps by the clock of the device or, on CPU ranks, of the host. "
         "Overlapped: the share of all communication in the capture that has compute beside it"
-        + ("." if all(can_tell_overlap(report, rank) for rank in ranks) else "; not told of ranks that share cores."),
+        + ("." if report.analysis.can_tell_overlap else "; not told of ranks that share cores."),
         weights=tuple(rank.breakdown.window_ns - rank.breakdown.partition.compute_ns for rank in ranks),
     )
-
-
-def can_tell_overlap(report: Report, rank: RankAnalysis) -> bool:
-    """On CPU ranks without a core for each thread, what runs beside what is the scheduler's doing."""
-    if rank.breakdown.timeline is Timeline.DEVICE:
-        return True
-    return report.manifest is not None and is_sharing_cores(report.manifest) is False
 
 
 def segment_table(rank: RankAnalysis) -> TextTable:

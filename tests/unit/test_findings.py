@@ -157,11 +157,10 @@ def test_what_costs_under_two_per_mille_is_not_told() -> None:
     assert (low.slug, low.severity, low.cost_ns) == (Slug.IDLE_LATE_LAUNCH, Severity.LOW, 20_000)
 
 
-@pytest.mark.parametrize("ranks_share_cores", [True, None])
-def test_on_shared_cores_nothing_is_claimed_of_overlap(ranks_share_cores: bool | None) -> None:
+def test_on_shared_cores_nothing_is_claimed_of_overlap() -> None:
     stages = (stage("reduce_scatter", "muon.a", 3_000),)
     ranks = (rank_analysis(0, [partition(8_000, 2_000, 0, 0)], stages, timeline=Timeline.HOST),)
-    (told,) = find_all(analysis(ranks), ranks_share_cores=ranks_share_cores)
+    (told,) = find_all(replace(analysis(ranks), can_tell_overlap=False))
     assert (told.slug, told.severity, told.cost_ns) == (Slug.EXPOSED_COMMUNICATION, Severity.INFO, 0)
     assert told.claim.startswith("Cannot tell what communication costs: 2.00 ms per step")
 
@@ -169,7 +168,7 @@ def test_on_shared_cores_nothing_is_claimed_of_overlap(ranks_share_cores: bool |
 def test_cpu_ranks_with_cores_of_their_own_get_the_claim() -> None:
     stages = (stage("reduce_scatter", "muon.a", 1_000),)
     ranks = (rank_analysis(0, [partition(8_000, 1_000, 0, 1_000)], stages, timeline=Timeline.HOST),)
-    found = find_all(analysis(ranks), ranks_share_cores=False)
+    found = find_all(analysis(ranks))
     assert costs(found) == {Slug.EXPOSED_REDUCE_SCATTER: MS, Slug.IDLE_HOST: MS}
 
 
