@@ -195,9 +195,9 @@ def test_no_process_is_left_however_the_command_ends(tmp_path: Path, number: sig
     else:
         process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, "Traceback" in err) == (code, "", False)
+    assert (process.returncode, out) == (code, "")
     if number is signal.SIGINT:
-        assert err == ""  # else Python's tracker tells of what a killed process could not give back
+        assert err == ""  # killed, it leaves its workers to find out by themselves, even while they start
     assert len(workers) >= 3
     wait_until(lambda: not any(map(is_alive, workers)))
 
