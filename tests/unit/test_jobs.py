@@ -82,11 +82,11 @@ def test_a_trace_is_dropped_before_the_next_is_read(monkeypatch: pytest.MonkeyPa
 
     def count_and_read(path: Path, **options: Any) -> Trace:
         gc.collect()
-        num_alive.append(sum(isinstance(one, Trace) for one in gc.get_objects()))
+        num_alive.append(sum(type(one) is Trace for one in gc.get_objects()))
         return read(path, **options)
 
     gc.collect()  # what earlier tests left would be gone by the second count
-    before = sum(isinstance(one, Trace) for one in gc.get_objects())
+    before = sum(type(one) is Trace for one in gc.get_objects())
     monkeypatch.setattr(reader, "read_kineto", count_and_read)
     kept = list(measure_files(TRACES, choose_reading(jobs=1)))
     assert (len(kept), num_alive) == (2, [before, before])
