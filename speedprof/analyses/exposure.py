@@ -39,7 +39,8 @@ class Wait:
 
     `ns` is the sum of `compute_ns`, `communication_ns` (other collectives), `copy_ns`, `idle_ns` and `outside_ns`:
     time before that rank's capture began, of which nothing is known. `idle_ns` is the sum of `idle_by_cause`, which is
-    empty on a host timeline.
+    empty on a host timeline. `longest_start_ns` and `longest_end_ns`, on the clock of the rank that waits, show the
+    longest exposed stretch of it, and `longest_step` the step whose window it begins in.
     """
 
     rank: int
@@ -49,6 +50,9 @@ class Wait:
     copy_ns: int
     idle_ns: int
     idle_by_cause: Mapping[GapCause, int]
+    longest_start_ns: int
+    longest_end_ns: int
+    longest_step: int | None
     outside_ns: int = 0
 
 
@@ -142,14 +146,20 @@ def _splits(rows: Int64s) -> list[ExposedSplit]:
 def _measure_waits(parts: Sequence[ExposedParts]) -> dict[int, tuple[Wait, ...]]:
     """By rank, what it waits for each other one over the counted time, most first."""
     spans = pl.concat([_waiting_spans(part) for part in parts]) if parts else pl.DataFrame()
-    waits: dict[int, list[Wait]] = {part.rank.rank: [] for part in parts}
+    by_rank = {part.rank.rank: part for part in parts}
+    waits: dict[int, list[Wait]] = {rank: [] for rank in by_rank}
     for part in parts:
         # What the late rank did is looked up once for all that wait for it: its own timeline is what is long.
         mine = spans.filter(pl.col("last_rank") == part.rank.rank)
         did = measure_activity(part.rank, to_numpy(mine["start_ns"]), to_numpy(mine["end_ns"]))
-        totals = pl.concat([mine.select("rank"), did], how="horizontal").group_by("rank").agg(pl.all().sum())
+        longest = pl.col("start_ns", "end_ns").get((pl.col("end_ns") - pl.col("start_ns")).arg_max())
+        totals = (
+            pl.concat([mine.select("rank", "start_ns", "end_ns"), did], how="horizontal")
+            .group_by("rank", maintain_order=True)
+            .agg(pl.col(did.columns).sum(), longest.name.prefix("longest_"))
+        )
         for row in totals.iter_rows(named=True):
-            waits[row["rank"]].append(_to_wait(part.rank.rank, row))
+            waits[row["rank"]].append(_to_wait(by_rank[row["rank"]], part.rank.rank, row))
     return {rank: tuple(sorted(each, key=lambda wait: (-wait.ns, wait.rank))) for rank, each in waits.items()}
 
 
@@ -164,7 +174,9 @@ def _waiting_spans(part: ExposedParts) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.Int64()))
 
 
-def _to_wait(last_rank: int, did: Mapping[str, int]) -> Wait:
+def _to_wait(waiting: ExposedParts, last_rank: int, did: Mapping[str, int]) -> Wait:
+    start_ns, end_ns = did["longest_start_ns"], did["longest_end_ns"]
+    windows = (step.step for step in waiting.rank.steps if step.start_ns <= start_ns < step.end_ns)
     return Wait(
         rank=last_rank,
         ns=sum(did[activity] for activity in ACTIVITIES),
@@ -173,6 +185,9 @@ def _to_wait(last_rank: int, did: Mapping[str, int]) -> Wait:
         copy_ns=did["copy_ns"],
         idle_ns=did["idle_ns"],
         idle_by_cause={cause: did[cause.value] for cause in GapCause if did.get(cause.value)},
+        longest_start_ns=start_ns - waiting.offset_ns,
+        longest_end_ns=end_ns - waiting.offset_ns,
+        longest_step=next(windows, None),
         outside_ns=did["outside_ns"],
     )
 

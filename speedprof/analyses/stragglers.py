@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -51,9 +52,16 @@ EXCESS_OF_CAUSE: Mapping[StragglerCause, tuple[str, ...]] = {
 }
 
 
+# What chance is judged by: the waiting of traced steps, of blocks of collectives, or who came last in each collective.
+ChanceUnit = Literal["step", "block", "collective"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowKernel:
-    """A kernel that takes longer on a straggler than on the median of the other ranks, in ns per traced step."""
+    """A kernel whose launches take longer on a straggler than on the ranks that wait for it, in ns per traced step.
+
+    `own_ns` is what as many launches as the others make (`others_ns`) take on the straggler.
+    """
 
     name: str
     own_ns: int
@@ -64,16 +72,32 @@ class SlowKernel:
 class Straggler:
     """A rank that the others wait for more than chance has it.
 
-    `cost_ns` is the exposed wait that it causes per traced step, the mean over the other ranks. `share` is its part of
-    all exposed waiting. `excess_ns` says by how much, per traced step, it spends more than the mean of the others in
-    compute ("compute"), exposed communication ("communication"), exposed copies ("copy") and each cause of idle time
-    (where none is known "idle"), between the same two collectives. As all ranks take equally long for that, these sum
-    to 0 but for rounding: what a late rank has more of, it is late by, and the others wait in communication meanwhile.
+    `cost_ns` is the exposed wait that it causes per traced step, the mean over the other ranks and over the steps that
+    all ranks have captured; `cost_interval_ns` is the 95% interval of that mean over the steps, None where there are
+    fewer than 3. `gain_ns` is how much less the others would wait if it came no later than the second-last rank of each
+    collective. `as_late` are the ranks that come almost as late as it: within the last tenth of the longest wait, in
+    collectives with more than half of the waiting for it. `share` is its part of all exposed waiting.
+
+    `p_value` is how likely chance alone makes some rank stand out as this one does, corrected for the number of ranks,
+    judged by `num_units` units of the kind `unit` (see `speedprof.analyses.chance`).
+
+    `excess_ns` says by how much, per traced step, it spends more than the ranks that wait for it, weighted by how long
+    each does, in compute ("compute"), exposed communication ("communication"), exposed copies ("copy") and each cause
+    of idle time (where none is known "idle"), between the same two collectives. As all ranks take equally long for
+    that, these sum to 0 but for rounding: what a late rank has more of, it is late by, and the others wait in
+    communication meanwhile. With the cause `slow_kernel`, `slow_kernels` are those that both run and that take longer
+    here, worst first; empty where these do not make half of the excess of compute: then it does more or other work.
     """
 
     rank: int
     cost_ns: int
+    cost_interval_ns: tuple[int, int] | None
+    gain_ns: int
+    as_late: tuple[int, ...]
     share: float
+    p_value: float
+    num_units: int
+    unit: ChanceUnit
     cause: StragglerCause
     excess_ns: Mapping[str, int]
     slow_kernels: tuple[SlowKernel, ...]
@@ -133,7 +157,20 @@ def _explain(ranks: Sequence[RankTimeline], spent: TimeSpent, rank: int, cost_ns
     if cause is StragglerCause.SLOW_KERNEL:
         slow = _find_slow_kernels(ranks, rank, excess["compute"])
         cause = cause if slow else StragglerCause.UNEXPLAINED
-    return Straggler(rank=rank, cost_ns=cost_ns, share=share, cause=cause, excess_ns=excess, slow_kernels=slow)
+    return Straggler(
+        rank=rank,
+        cost_ns=cost_ns,
+        cost_interval_ns=None,
+        gain_ns=cost_ns,
+        as_late=(),
+        share=share,
+        p_value=0.0,
+        num_units=0,
+        unit="step",
+        cause=cause,
+        excess_ns=excess,
+        slow_kernels=slow,
+    )
 
 
 def _find_cause(excess: Mapping[str, int]) -> StragglerCause:

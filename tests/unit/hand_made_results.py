@@ -44,6 +44,9 @@ def wait(rank: int, *, compute: int = 0, communication: int = 0, copy: int = 0, 
         copy_ns=copy * 1_000,
         idle_ns=sum(idle.values()),
         idle_by_cause=idle,
+        longest_start_ns=EPOCH_NS + 2 * MS,
+        longest_end_ns=EPOCH_NS + 2 * MS + 300_000,
+        longest_step=60,
     )
 
 
@@ -224,7 +227,13 @@ def straggler(
     return Straggler(
         rank=0,
         cost_ns=1_000_000,
+        cost_interval_ns=None,
+        gain_ns=1_000_000,
+        as_late=(),
         share=0.87,
+        p_value=0.001,
+        num_units=8,
+        unit="block",
         cause=StragglerCause(cause),
         excess_ns=excess_ns or {"compute": 600_000, "late_launch": 700_000, "copy": -50_000, "sync": 0},
         slow_kernels=(SlowKernel(name=kernel_name, own_ns=200_000, others_ns=120_000),),
