@@ -46,6 +46,10 @@ class UnreadableError(SpeedprofError):
     """An input cannot be read."""
 
 
+class BeyondLimitError(UnreadableError):
+    """An input is larger than the user allowed; what is asked of it cannot be answered without it."""
+
+
 class UnknownVersionError(UnreadableError):
     """An input was written by a version that this one does not know; it may be whole, so nothing may repair it."""
 

@@ -11,18 +11,22 @@ import polars as pl
 from speedprof.analyses.core_sharing import is_sharing_cores
 from speedprof.analyses.measure import RankMeasurement, compare_ranks
 from speedprof.analyses.step_time import measure_step_time
+from speedprof.analyses.timeline import RankTimeline
 from speedprof.cli.ranks_in_parallel import measure_files
 from speedprof.cli.run_names import find_run
 from speedprof.cli.trace_files import TraceFile, find_trace_files
 from speedprof.cli.trace_options import Reading, choose_reading
-from speedprof.errors import UnreadableError
+from speedprof.errors import BeyondLimitError, UnreadableError
 from speedprof.findings import find_all
 from speedprof.report.document import Report
 from speedprof.run_dir import Manifest, RunDir, read_manifest
 from speedprof.step_log import StepLog, read_step_log
 from speedprof.trace.model import Timeline, Trace
 from speedprof.trace.read_kineto import read_kineto
+from speedprof.units import NS_PER_DAY
 
+# No two hosts' clocks differ by so much, and no two ranks are captured so far apart in one run.
+_LONGEST_BETWEEN_NS = NS_PER_DAY
 # How many skipped files of a folder are named with their reason.
 _MOST_PROBLEMS = 5
 
@@ -66,7 +70,8 @@ def report_on_traces(paths: Sequence[Path], reading: Reading | None = None) -> R
     """Everything that Kineto files tell, one of each rank. In a folder, files that are no Kineto traces are skipped.
 
     Raises UnreadableError for a named file that cannot be read, for a folder without any trace, and for traces that
-    cannot be of one run: two of a rank, of runs of different size, or of a host and a device timeline.
+    cannot be of one run: two of a rank, of runs of different size, of days far apart, or of a host and a device
+    timeline.
     """
     notes: list[str] = []
     ranks = _read_files(find_trace_files(paths, notes), reading or choose_reading(), paths, notes)
@@ -125,7 +130,7 @@ def _read_files(files: Sequence[TraceFile], reading: Reading, named: Sequence[Pa
         if not isinstance(found, UnreadableError):
             _require_one_run(ranks, file.path, found)
             ranks[file.path] = found
-        elif file.folder is None:
+        elif file.folder is None or isinstance(found, BeyondLimitError):
             raise found
         else:
             problems[file.folder].append(found.problem)
@@ -154,8 +159,18 @@ def _require_one_run(ranks: _Ranks, path: Path, found: RankMeasurement) -> None:
             difference = f"is of a {_KINDS[ours.timeline]} rank, {other_path} of a {_KINDS[theirs.timeline]} rank"
         elif None not in (ours.world_size, theirs.world_size) and ours.world_size != theirs.world_size:
             difference = f"is of a run of {ours.world_size} ranks, {other_path} of one of {theirs.world_size}"
+        elif _time_between(ours, theirs) > _LONGEST_BETWEEN_NS:
+            days = _time_between(ours, theirs) / NS_PER_DAY
+            difference = f"was captured {days:,.0f} days before or after {other_path}"
         if difference:
             raise UnreadableError(f"{path} {difference}", next_step="name the traces of one run alone")
+
+
+def _time_between(a: RankTimeline, b: RankTimeline) -> int:
+    """How long after the end of one capture the other begins, in ns by their own clocks; 0 where either is empty."""
+    if not (a.end_ns and b.end_ns):
+        return 0
+    return max(a.start_ns - b.end_ns, b.start_ns - a.end_ns, 0)
 
 
 def _read_step_logs(paths: Sequence[Path], notes: list[str]) -> StepLog:

@@ -99,8 +99,8 @@ def _finding(analysis: Analysis, slug: Slug, subject: str, exposed: _Exposed) ->
     return Finding(
         slug=slug,
         severity=rate(analysis, cost_ns),
-        claim=f"{subject} runs with no compute beside it for {format_times(analysis, exposed.measured)}"
-        f"{_split_remark(exposed.split)}{charged if is_share else ''}.",
+        claim=f"{subject} runs with no compute beside it for "
+        f"{format_times(analysis, exposed.measured, _split_remark(exposed.split))}{charged if is_share else ''}.",
         cost_ns=cost_ns,
         evidence=(worst_step(sound_ranks(analysis), exposed.measured, _exposed_ns),),
         try_next=_TRY_NEXT[slug],

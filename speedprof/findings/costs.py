@@ -94,11 +94,12 @@ def rate(analysis: Analysis, cost_ns: int) -> Severity:
     return Severity.MEDIUM if ratio >= MEDIUM_COST_RATIO else Severity.LOW
 
 
-def format_times(analysis: Analysis, times: ByRank) -> str:
-    """`21.5 ms per step (6.1% of it), most on rank 1: 37.0 ms`."""
+def format_times(analysis: Analysis, times: ByRank, parts: str = "") -> str:
+    """`21.5 ms per step (6.1% of it), most on rank 1: 37.0 ms`; `parts` says what the mean is made of."""
     worst = worst_rank(times)
-    most = f", most on rank {worst}: {format_ns(times[worst])}" if len(times) > 1 else ""
-    return f"{format_cost_of(analysis, mean(times))}{most}"
+    most = f"most on rank {worst}: {format_ns(times[worst])}" if len(times) > 1 else ""
+    joint = "; " if parts and most else ", " if most else ""
+    return f"{format_cost_of(analysis, mean(times))}{parts}{joint}{most}"
 
 
 def format_cost_of(analysis: Analysis, cost_ns: int) -> str:

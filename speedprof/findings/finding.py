@@ -30,10 +30,10 @@ class Evidence:
 class Finding:
     """A claim that the data carry.
 
-    `cost_ns` is time per step, the mean over the traced steps and then over the ranks (a straggler's: over the ranks
-    that wait for it); where no trace has steps, time of the whole capture. No time is charged to two findings. It is
-    not what mending would save: a rank saves at most its own part, and since ranks wait for one another, a step
-    shortens by hardly more than the rank with the smallest part can save.
+    `cost_ns` is time per step, the mean over the traced steps and then over the ranks; where no trace has steps, time
+    of the whole capture. No time is charged to two findings. It is not what mending would save: a rank saves at most
+    its own part, and since ranks wait for one another, a step shortens by hardly more than the rank with the smallest
+    part can save.
 
     Raises ValueError without evidence.
     """

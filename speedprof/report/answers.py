@@ -1,4 +1,4 @@
-"""The sentences that every report opens with: how long is a step, and what would be gained where."""
+"""The sentences that every report opens with: how long is a step, and where is its time lost."""
 
 from __future__ import annotations
 

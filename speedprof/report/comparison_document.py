@@ -8,6 +8,7 @@ from typing import Any
 
 from speedprof.analyses.analysis import Analysis
 from speedprof.analyses.bandwidth import CollectiveBandwidth
+from speedprof.analyses.clocks import RankClock
 from speedprof.analyses.exposure import CollectiveTime
 from speedprof.analyses.stragglers import Straggler
 from speedprof.report.means import add_splits, whole_ranks
@@ -25,9 +26,18 @@ def collectives_document(analysis: Analysis) -> dict[str, Any]:
         "of": match.num_matchable if match else 0,
         "certainty": match.certainty if match else None,
         "refused_because": match.refused_because if match else why_nothing_matched(analysis),
-        "clocks": [asdict(clock) for clock in match.clocks] if match else [],
+        "clocks": [_clock(clock) for clock in match.clocks] if match else [],
         "bandwidth": list(_bandwidths(analysis.bandwidths)),
         "kinds": _kinds(analysis)[:MOST_KINDS],
+    }
+
+
+def _clock(clock: RankClock) -> dict[str, Any]:
+    """Nothing is known of a clock that no collective was held against."""
+    known = clock.num_collectives > 0
+    return asdict(clock) | {
+        "offset_ns": clock.offset_ns if known else None,
+        "residual_ns": clock.residual_ns if known else None,
     }
 
 
@@ -43,7 +53,13 @@ def straggler_document(straggler: Straggler) -> dict[str, Any]:
     return {
         "rank": straggler.rank,
         "cost_ns_per_step": straggler.cost_ns,
+        "cost_interval_ns_per_step": straggler.cost_interval_ns,
+        "gain_ns_per_step": straggler.gain_ns,
+        "as_late": straggler.as_late,
         "share": straggler.share,
+        "p_value": straggler.p_value,
+        "num_units": straggler.num_units,
+        "unit": straggler.unit,
         "cause": straggler.cause.value,
         "excess_ns_per_step": dict(straggler.excess_ns),
         "slow_kernels": [with_short_names(asdict(one)) for one in straggler.slow_kernels[:MOST_SLOW_KERNELS]],

@@ -70,7 +70,7 @@ def gap_table(report: Report) -> TextTable:
         rows=tuple(_gap_row(means[key], *longest[key]) for key in ordered),
         num_labels=4,
         remark="The host was in: its innermost range, or the operator outside every range. Which is at: ms since the "
-        "step's window, or the capture, began. report.json tells each operator and call apart.",
+        "step's window, or the capture, began. report.json has the 50 costliest of a rank by operator and call.",
     )
 
 
@@ -168,7 +168,7 @@ def kernel_table(report: Report) -> TextTable:
         rows=tuple(_kernel_row(key, means[key]) for key in ordered),
         num_labels=3,
         remark="Time: the sum of its runs. Alone: the part with no other work beside it on the device. Names are "
-        "shortened; report.json has them whole.",
+        "shortened; report.json has the 50 costliest of a rank whole.",
     )
 
 

@@ -56,6 +56,11 @@ def as_document(report: Report) -> dict[str, Any]:
     capture where there are none. A step time's `typical_ns` is its median, or where steps alternate (`levels_ns`) its
     mean; `interval_of` says of which of the two the interval is. What a damaged trace cannot tell is null.
 
+    Instants are on each rank's own clock; `offset_ns` of `clocks` is what is added to a rank's to bring it onto the
+    common one, so a clock that is ahead has a negative one. Steps and `before_first_step` tile the capture, but for
+    validation passes. `idle.capture_by_cause` covers the whole capture, as its `idle_ns` does. Findings cost time per
+    step, or of the capture where no trace has steps (`traced_step_ns` is null then).
+
     `sections` names the parts that the document holds; keys of others are left out. `collectives` is always there
     with its section: `refused_because` says why nothing was matched.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import polars as pl
+
 from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.breakdown import Segment
 from speedprof.analyses.exposure import ExposedSplit, RankExposure
@@ -40,6 +42,7 @@ def rank_document(rank: RankAnalysis, sections: frozenset[Section]) -> dict[str,
             "communication_ns": rank.breakdown.communication_ns,
             "overlapped_communication_ns": rank.breakdown.overlapped_communication_ns,
             "steps": _steps(rank, sections),
+            "before_first_step": _before_first_step(rank, sections),
         }
     if Section.OVERLAP in sections:
         found |= {
@@ -78,12 +81,14 @@ def _device_parts(rank: RankAnalysis, sections: frozenset[Section]) -> dict[str,
     if Section.IDLE in sections:
         found["idle"] = {
             "by_cause": {cause.value: ns for cause, ns in rank.idle.by_cause.items()},
+            "capture_by_cause": _idle_of_capture(rank),
             "num_groups": len(rank.idle.groups),
             "groups": [with_short_names(asdict(group)) for group in rank.idle.groups[:MOST_GAP_GROUPS]],
         }
     if Section.LAUNCHES in sections:
         found["launches"] = asdict(rank.launches)
     if Section.KERNELS in sections:
+        found["num_kernels"] = len(rank.kernels)
         found["kernels"] = [with_short_names(asdict(kernel)) for kernel in rank.kernels[:MOST_KERNELS]]
     if Section.CERTAINTY in sections:
         without = {
@@ -93,12 +98,25 @@ def _device_parts(rank: RankAnalysis, sections: frozenset[Section]) -> dict[str,
     return found
 
 
+def _idle_of_capture(rank: RankAnalysis) -> dict[str, int]:
+    """Idle ns by cause over the whole capture."""
+    length = pl.col("end_ns") - pl.col("start_ns")
+    totals = rank.idle.table.group_by(pl.col("cause").cast(pl.String)).agg(length.sum()).sort("end_ns", descending=True)
+    return dict(totals.iter_rows())
+
+
 def _steps(rank: RankAnalysis, sections: frozenset[Section]) -> list[dict[str, Any]]:
     steps = rank.breakdown.steps[:MOST_STEPS]
     splits: Sequence[ExposedSplit | None] = [None] * len(steps)
     if rank.exposure and not rank.is_damaged:
         splits = rank.exposure.steps[:MOST_STEPS]
     return [_step(step, split, sections) for step, split in zip(steps, splits, strict=True)]
+
+
+def _before_first_step(rank: RankAnalysis, sections: frozenset[Section]) -> dict[str, Any] | None:
+    """The part of the capture that precedes the first window, so that parts and whole can be held together."""
+    first = next(iter(rank.breakdown.segments), None)
+    return None if first is None or first.step is not None else _step(first, None, sections)
 
 
 def _step(step: Segment, split: ExposedSplit | None, sections: frozenset[Section]) -> dict[str, Any]:
@@ -133,6 +151,7 @@ def _waits(exposure: RankExposure | None) -> list[dict[str, Any]]:
             "communication_ns": wait.communication_ns,
             "copy_ns": wait.copy_ns,
             "idle_ns": wait.idle_ns,
+            "outside_ns": wait.outside_ns,
             "idle_by_cause": {cause.value: ns for cause, ns in wait.idle_by_cause.items()},
         }
         for wait in exposure.waits[:MOST_WAITS]

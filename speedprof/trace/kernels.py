@@ -141,6 +141,8 @@ def parse_pattern(text: str) -> CollectivePattern:
     Raises ValueError, with the reason, for what is no regular expression, and for one that every name matches.
     """
     name, _, rest = text.partition("=")
+    if text.startswith("="):
+        raise ValueError("names no collective before its =")
     is_named = name in COLLECTIVES and "=" in text
     regex = rest if is_named else text
     try:

@@ -12,7 +12,7 @@ from typing import cast
 
 from isal import isal_zlib
 
-from speedprof.errors import UnreadableError
+from speedprof.errors import BeyondLimitError, UnreadableError
 from speedprof.trace.read_log import ReadLog
 from speedprof.units import format_bytes, format_percent
 
@@ -135,12 +135,12 @@ def _describe_damage(error: str, at: int, size: int) -> str:
 
 def _refuse_beyond(path: Path, limits: ReadLimits, num_bytes: int, num_packed: int) -> None:
     if num_bytes > limits.max_bytes:
-        raise UnreadableError(
+        raise BeyondLimitError(
             f"{path} holds more than {format_bytes(limits.max_bytes)} of text",
             next_step="allow more with --max-bytes, or trace fewer steps",
         )
     if num_bytes > _RATIO_FROM_BYTES and num_bytes > limits.max_ratio * num_packed:
-        raise UnreadableError(
+        raise BeyondLimitError(
             f"{path} unpacks to more than {limits.max_ratio} times its size",
             next_step="check where it comes from, or unpack it yourself",
         )

@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import kineto_text, rows_to_events
 
 from speedprof.cli.run_names import find_run
 from speedprof.cli.sources import report_on_run, report_on_traces
-from speedprof.errors import UnreadableError
+from speedprof.cli.trace_options import choose_reading
+from speedprof.errors import BeyondLimitError, UnreadableError
 from speedprof.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "traces" / "samples"
+STEP_OF_ONE_OP = rows_to_events("0 | main | speedprof.step/1 | 0 | 100 |\n0 | main | aten::mm | 10 | 90 |")[0]
 
 
 @pytest.fixture
@@ -120,3 +123,22 @@ def test_a_missing_json_file_is_said_to_be_missing() -> None:
     done = run("analyze", "nowhere.json")
     assert done.stderr == "speedprof: error: nowhere.json does not exist; check the path\n"
     assert json.dumps(done.stdout) == '""'
+
+
+def test_a_file_of_a_folder_beyond_the_limit_is_named_not_skipped(tmp_path: Path) -> None:
+    small = kineto_text(STEP_OF_ONE_OP, rank=0)
+    (tmp_path / "rank0.json").write_text(small)
+    (tmp_path / "rank1.json").write_text(kineto_text(STEP_OF_ONE_OP, rank=1) + " " * 4_000)
+    reading = choose_reading(max_bytes=str(len(small) + 2_000))
+    with pytest.raises(BeyondLimitError, match=r"rank1\.json holds more than") as error:
+        report_on_traces([tmp_path], reading)
+    assert "--max-bytes" in error.value.next_step
+
+
+def test_traces_of_days_far_apart_are_not_of_one_run(tmp_path: Path) -> None:
+    day_ns = 86_400 * 10**9
+    for rank, base_ns in ((0, 10**18), (1, 10**18 + 3 * day_ns)):
+        text = kineto_text(STEP_OF_ONE_OP, rank=rank, baseTimeNanoseconds=base_ns)
+        (tmp_path / f"rank{rank}.json").write_text(text)
+    with pytest.raises(UnreadableError, match="was captured 3 days before or after"):
+        report_on_traces([tmp_path])

@@ -153,6 +153,7 @@ def test_exposed_communication_is_split_and_says_who_was_waited_for() -> None:
             "communication_ns": 0,
             "copy_ns": 0,
             "idle_ns": 1_500_000,
+            "outside_ns": 0,
             "idle_by_cause": {"late_launch": 1_200_000, "sync": 300_000},
         }
     ]
@@ -263,20 +264,23 @@ ALWAYS_OF_A_RANK = {"rank", "is_damaged", "timeline", "window_ns", "num_steps"}
         (
             Section.PARTITION,
             set(),
-            {"partition", "communication_ns", "overlapped_communication_ns", "steps", "copies"},
+            {
+                *("partition", "communication_ns", "overlapped_communication_ns", "steps", "before_first_step"),
+                "copies",
+            },
         ),
         (
             Section.OVERLAP,
             {"collectives"},
             {
                 *("communication_ns", "overlapped_communication_ns", "steps", "exposed_split", "waited_for", "stages"),
-                *("contention_estimate_ns", "contention_basis", "collectives"),
+                *("contention_estimate_ns", "contention_basis", "collectives", "before_first_step"),
             },
         ),
         (Section.STRAGGLERS, {"collectives", "stragglers"}, {"waited_for"}),
         (Section.IDLE, set(), {"idle"}),
         (Section.LAUNCHES, set(), {"launches"}),
-        (Section.KERNELS, set(), {"kernels"}),
+        (Section.KERNELS, set(), {"num_kernels", "kernels"}),
         (Section.CERTAINTY, set(), {"error_budget"}),
     ],
 )
