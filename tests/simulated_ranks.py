@@ -106,6 +106,7 @@ def simulate(
     num_in_step: int = 8,
     skew_us: int = 2_000,
     ends_us: int = 20,
+    least_transfer_us: int = 10,
     says: bool = False,
 ) -> Run:
     """Every rank takes part in every collective. The steps repeat one pattern, each a little longer or shorter.
@@ -115,7 +116,11 @@ def simulate(
     """
     random = np.random.default_rng(seed)
     pattern = [
-        (NAMES[random.integers(len(NAMES))], int(random.integers(10, 400)) * US, int(random.integers(0, 3_000)) * US)
+        (
+            NAMES[random.integers(len(NAMES))],
+            int(random.integers(least_transfer_us, 400)) * US,
+            int(random.integers(0, 3_000)) * US,
+        )
         for _ in range(num_in_step)
     ]
     free = np.full(num_ranks, START_NS)
@@ -134,6 +139,27 @@ def simulate(
                 Part(truth=truth, name=name, start_ns=int(start[rank]), end_ns=int(end[rank]), said=said)
             )
         free = end
+    return Run(parts=parts, world_size=num_ranks)
+
+
+def simulate_groups(
+    seed: int, sets: Sequence[Sequence[int]], *, num_collectives: int = 30, skew_us: int, ends_us: int
+) -> Run:
+    """Groups side by side, of which no file says which ranks they have: each waits for its own last rank alone.
+
+    Ranks come up to `skew_us` late, transfers last 300 us, and a collective begins each millisecond.
+    """
+    random = np.random.default_rng(seed)
+    num_ranks = sum(map(len, sets))
+    parts: dict[int, list[Part]] = {rank: [] for rank in range(num_ranks)}
+    for number in range(num_collectives):
+        begin = START_NS + number * MS + random.integers(0, skew_us * US + 1, num_ranks)
+        for place, ranks in enumerate(sets):
+            last = begin[list(ranks)].max()
+            for rank in ranks:
+                end = int(last + 300 * US + random.integers(0, ends_us * US + 1))
+                truth = number * len(sets) + place
+                parts[rank].append(Part(truth=truth, name="all_reduce", start_ns=int(begin[rank]), end_ns=end))
     return Run(parts=parts, world_size=num_ranks)
 
 

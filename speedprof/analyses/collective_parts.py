@@ -28,17 +28,24 @@ _POINT_TO_POINT = r"send|recv"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Ranks that communicate as one: the places of the traced ones among the ranks given, and how many there are."""
+    """Ranks that communicate as one: the places of the traced ones among the ranks given, and how many there are.
+
+    `is_listed`: the file lists its ranks; else those that name it, or all, are taken to be one group. `is_size_known`:
+    the file tells how many ranks it has, or how many the run has; else no more than were traced are taken to be.
+    """
 
     traced: tuple[int, ...]
     size: int
+    is_listed: bool
+    is_size_known: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """Each rank's parts of collectives, sorted by rank and start; times in ns.
 
-    `rank` is the place of the rank among those given, `row` the row in its table of collectives. `group` numbers
+    `rank` is the place of the rank among those given, `row` the row in its table of collectives, `stream` the stream,
+    UNKNOWN where there is none. `group` numbers
     `groups`, the last of which is every rank: that of kernels about whose group nobody knows anything. `keys` has a
     column for each of KEYS, UNKNOWN where the file does not say; `tag` numbers what the file itself says is one
     collective, by group and sequence number. `is_exchange`: a sending or receiving kernel of a group of more than two,
@@ -49,6 +56,7 @@ class Parts:
     row: Int64s
     group: Int64s
     name: Int64s
+    stream: Int64s
     keys: Int64s
     start: Int64s
     end: Int64s
@@ -91,7 +99,7 @@ class Parts:
         return replace(self, start=self.start + by, end=self.end + by)
 
 
-_ARRAYS = ("rank", "row", "group", "name", "keys", "start", "end", "ends_together", "is_exchange")
+_ARRAYS = ("rank", "row", "group", "name", "stream", "keys", "start", "end", "ends_together", "is_exchange")
 
 
 def gather_parts(ranks: Sequence[RankTimeline]) -> Parts:
@@ -109,7 +117,7 @@ def gather_parts(ranks: Sequence[RankTimeline]) -> Parts:
     ).filter((pl.col("traced") > 1) & ~pl.col("is_message"))
     table = _tag(table.with_columns(elements=pl.when("of_one_size").then("elements").otherwise(UNKNOWN)))
     return Parts(
-        **{name: to_numpy(table[name]) for name in ("rank", "row", "group", "name", "start", "end")},
+        **{name: to_numpy(table[name]) for name in ("rank", "row", "group", "name", "stream", "start", "end")},
         keys=np.stack([to_numpy(table[name]) for name in KEYS], axis=1),
         ends_together=table["ends_together"].to_numpy(),
         is_exchange=table["is_exchange"].to_numpy(),
@@ -189,7 +197,7 @@ def _number_texts(table: pl.DataFrame) -> pl.DataFrame:
     ]
     # A sender calls its message another thing than the receiver does.
     declared = pl.when(pl.col("is_sending")).then(UNKNOWN).otherwise(ranked[1]).alias("declared")
-    numbers = [pl.col(name).fill_null(UNKNOWN) for name in ("elements", "size", "seq")]
+    numbers = [pl.col(name).fill_null(UNKNOWN) for name in ("elements", "size", "seq", "stream")]
     return table.with_columns(ranked[0], declared, ranked[2], *numbers)
 
 
@@ -205,8 +213,8 @@ def _find_groups(table: pl.DataFrame, ranks: Sequence[RankTimeline]) -> tuple[pl
         _make_group(text, size, carriers, ranks)
         for text, size, carriers in labels.select("ranks", "size", "rank").iter_rows()
     ]
-    all_ranks = max([len(ranks), *(rank.world_size or 0 for rank in ranks)])
-    groups.append(Group(traced=tuple(range(len(ranks))), size=all_ranks))
+    every, size = tuple(range(len(ranks))), _size_of_run(ranks)
+    groups.append(Group(traced=every, size=size or len(ranks), is_listed=False, is_size_known=size is not None))
     numbers = labels.select("label").with_row_index("group").with_columns(pl.col("group").cast(pl.Int64))
     numbered = table.join(numbers, on="label", how="left", maintain_order="left")
     numbered = numbered.with_columns(pl.col("group").fill_null(len(labels)))
@@ -220,12 +228,20 @@ def _make_group(text: str | None, size: int, carriers: list[int], ranks: Sequenc
     if text is not None and "..." not in text:
         members = {int(digits) for digits in text.strip("[] ").split(",") if digits.strip().isdecimal()}
         traced = sorted({*carriers, *(place for place, rank in enumerate(ranks) if rank.rank in members)})
-        return Group(traced=tuple(traced), size=max(len(members), len(traced)))
+        return Group(traced=tuple(traced), size=max(len(members), len(traced)), is_listed=True, is_size_known=True)
+    is_listed = text is not None
     if UNKNOWN < size < len(carriers):
         # More ranks than the group has carry its name: several groups of one name, and nobody says who is in which.
-        return Group(traced=(), size=size)
-    all_ranks = max([len(ranks), *(rank.world_size or 0 for rank in ranks)])
-    return Group(traced=tuple(carriers), size=all_ranks if size == UNKNOWN else size)
+        return Group(traced=(), size=size, is_listed=is_listed, is_size_known=True)
+    known = size if size != UNKNOWN else _size_of_run(ranks)
+    is_known = known is not None
+    return Group(traced=tuple(carriers), size=known or len(ranks), is_listed=is_listed, is_size_known=is_known)
+
+
+def _size_of_run(ranks: Sequence[RankTimeline]) -> int | None:
+    """How many ranks the run has, None where no file says it."""
+    sizes = [rank.world_size for rank in ranks if rank.world_size]
+    return max(len(ranks), *sizes) if sizes else None
 
 
 def _know_sending(table: pl.DataFrame) -> pl.DataFrame:

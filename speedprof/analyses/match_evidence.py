@@ -12,6 +12,7 @@ from speedprof.analyses.alignment import KEYS, UNKNOWN
 from speedprof.analyses.clock_fit import LEAST_SHARE, LOOSEST_RATIO, measure_ratios
 from speedprof.analyses.clocks import CommonClock
 from speedprof.analyses.joined_parts import JoinedParts
+from speedprof.analyses.separate_groups import Sets, find_separate_groups
 from speedprof.analyses.timeline import RankTimeline
 from speedprof.trace.intervals import Int64s
 from speedprof.trace.schema import to_numpy
@@ -40,11 +41,14 @@ class Evidence:
     CollectiveMatch's instances and `distance_ns`, of its end from the median of the others'. `collectives` has a row
     for each collective with, beside its times, `num_parts`, `is_found` (on all traced ranks of its group),
     `is_matchable` (found, or within the captures of them all), `is_sure` (borne out by time and by what is known) and
-    `is_used`; those of exchanges that are none are left out.
+    `is_used`; those of exchanges that are none are left out. `separate` holds, for each group that times show to be
+    several groups side by side, the sets of ranks that these are; where there are any, no group is used whose ranks
+    no file lists.
     """
 
     parts: pl.DataFrame
     collectives: pl.DataFrame
+    separate: dict[int, Sets]
 
     @property
     def num_matched(self) -> int:
@@ -59,12 +63,17 @@ class Evidence:
         sure = self.collectives.filter("is_used", "is_found")["is_sure"]
         return int(sure.sum()) / len(sure) if len(sure) else None
 
+    @property
+    def assumes_complete(self) -> bool:
+        """Whether some collectives count as complete though nobody says how many ranks take part in them."""
+        return not self.collectives.filter("is_used", "is_complete", ~pl.col("is_size_known")).is_empty()
+
 
 def weigh(joined: JoinedParts, ranks: Sequence[RankTimeline], clock: CommonClock) -> Evidence:
     """Judge what was put together, group by group.
 
-    A group is used where most parts that can have mates have some, and where the ends of each collective lie together
-    by far more than chance has it.
+    A group is used where most parts that can have mates have some, where the ends of each collective lie together by
+    far more than chance has it, and where they do not show that it is several groups: see `find_sets`.
     """
     parts = _list_parts(joined, ranks)
     collectives = _describe(parts, _list_groups(joined, ranks, clock), clock.slack_ns)
@@ -72,7 +81,12 @@ def weigh(joined: JoinedParts, ranks: Sequence[RankTimeline], clock: CommonClock
     parts = parts.join(collectives, on="collective", how="semi").sort("collective", "rank")
     parts = parts.with_columns(distance_ns=pl.Series(_distances(parts)))
     collectives = _judge_groups(parts, collectives)
-    return Evidence(parts=_number_by_time(parts, collectives), collectives=collectives)
+    unlisted = [number for number, group in enumerate(joined.parts.groups) if not group.is_listed]
+    separate = _find_separate(parts, collectives, unlisted)
+    if separate:
+        # One name, or none, means several groups in these files: those that show it, and others too short to show it.
+        collectives = collectives.with_columns(is_used=pl.col("is_used") & ~pl.col("group").is_in(unlisted))
+    return Evidence(parts=_number_by_time(parts, collectives), collectives=collectives, separate=separate)
 
 
 def _list_parts(joined: JoinedParts, ranks: Sequence[RankTimeline]) -> pl.DataFrame:
@@ -85,6 +99,8 @@ def _list_parts(joined: JoinedParts, ranks: Sequence[RankTimeline]) -> pl.DataFr
             "group": joined.group[joined.collective],
             "rank": numbers[parts.rank],
             "row": parts.row,
+            "name": parts.name,
+            "stream": parts.stream,
             "start_ns": parts.start,
             "end_ns": parts.end,
             "ends_together": parts.ends_together,
@@ -107,12 +123,14 @@ def _list_groups(joined: JoinedParts, ranks: Sequence[RankTimeline], clock: Comm
             group.size,
             int(start[list(group.traced)].max()),
             int(end[list(group.traced)].min()),
+            group.is_size_known,
         )
         for number, group in enumerate(joined.parts.groups)
         if group.traced
     ]
     names = ("group", "num_traced", "num_ranks", "captured_from_ns", "captured_to_ns")
-    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Int64()), orient="row")
+    schema = {**dict.fromkeys(names, pl.Int64()), "is_size_known": pl.Boolean()}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _describe(parts: pl.DataFrame, groups: pl.DataFrame, slack_ns: int) -> pl.DataFrame:
@@ -140,6 +158,7 @@ def _describe(parts: pl.DataFrame, groups: pl.DataFrame, slack_ns: int) -> pl.Da
         is_found=is_found,
         is_matchable=is_found | is_within,
         is_complete=pl.col("num_parts") == pl.max_horizontal("num_ranks", "size"),
+        is_size_known=pl.col("is_size_known") | pl.col("size").is_not_null(),
         is_sure=overlaps & pl.col("agrees"),
     )
 
@@ -185,6 +204,12 @@ def _judge_groups(parts: pl.DataFrame, collectives: pl.DataFrame) -> pl.DataFram
     )
     is_good = pl.col("is_dense") & ~pl.col("group").is_in(loose["group"].implode())
     return collectives.join(groups, on="group", maintain_order="left").with_columns(is_used=has_mates & is_good)
+
+
+def _find_separate(parts: pl.DataFrame, collectives: pl.DataFrame, unlisted: list[int]) -> dict[int, Sets]:
+    """What `find_separate_groups` finds of these groups."""
+    found = collectives.filter("is_used", "is_found", pl.col("group").is_in(unlisted))
+    return find_separate_groups(parts.filter("ends_together").join(found, on="collective", how="semi"))
 
 
 def _number_by_time(parts: pl.DataFrame, collectives: pl.DataFrame) -> pl.DataFrame:

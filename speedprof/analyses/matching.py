@@ -11,7 +11,11 @@ from speedprof.analyses.clocks import CommonClock, RankClock, find_common_clock
 from speedprof.analyses.collective_parts import gather_parts
 from speedprof.analyses.joined_parts import join_parts
 from speedprof.analyses.match_evidence import INSTANCES, Evidence, weigh
+from speedprof.analyses.separate_groups import Sets
 from speedprof.analyses.timeline import RankTimeline
+
+# More sets of ranks than this are not listed one by one.
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,8 @@ class CollectiveMatch:
     `certainty` is the share of the matched ones that are borne out by time: all their parts overlap one another and
     carry the same name, size and element type where these are known; None where none matched.
     `refused_because` says in a clause why nothing was matched; then `instances` is empty and `num_matched` 0.
+    `assumes_complete`: neither the size of the group nor that of the run is known for some that count as complete, for
+    all traced ranks have a part of them. Were others not traced, the last to begin may be one of these.
     """
 
     instances: pl.DataFrame
@@ -37,6 +43,7 @@ class CollectiveMatch:
     certainty: float | None
     refused_because: str | None
     clocks: tuple[RankClock, ...]
+    assumes_complete: bool = False
 
 
 def match_collectives(ranks: Sequence[RankTimeline]) -> CollectiveMatch:
@@ -63,6 +70,7 @@ def match_collectives(ranks: Sequence[RankTimeline]) -> CollectiveMatch:
         certainty=evidence.certainty,
         refused_because=None,
         clocks=_describe_clocks(ordered, clock, evidence),
+        assumes_complete=evidence.assumes_complete,
     )
 
 
@@ -89,6 +97,8 @@ def _why_none(ranks: Sequence[RankTimeline], clock: CommonClock, evidence: Evide
     """Why, of what was tried, nothing is used."""
     if clock.misfits:
         return next(iter(clock.misfits.values()))
+    if evidence.separate:
+        return _why_separate(next(iter(evidence.separate.values())))
     lacking = [rank.rank for rank in ranks if rank.collectives.is_empty()]
     if lacking:
         return f"rank {lacking[0]}'s trace has no collectives"
@@ -105,6 +115,20 @@ def _why_none(ranks: Sequence[RankTimeline], clock: CommonClock, evidence: Evide
         f"none of the {evidence.num_matchable} collectives within the captures of all traced ranks of their group was "
         "found on all of them"
     )
+
+
+def _why_separate(sets: Sets) -> str:
+    named = [_list_ranks(one) for one in sets[:_MOST_NAMED]] + (["more sets"] if len(sets) > _MOST_NAMED else [])
+    return (
+        "the trace files do not say which ranks form a group, and by their times these are several: collectives end "
+        f"together among {', '.join(named[:-1])} and among {named[-1]}, but not between these"
+    )
+
+
+def _list_ranks(ranks: tuple[int, ...]) -> str:
+    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
 
 
 def _describe_clocks(ranks: Sequence[RankTimeline], clock: CommonClock, evidence: Evidence) -> tuple[RankClock, ...]:
