@@ -19,13 +19,23 @@ from speedprof.trace.collectives import (
 from speedprof.trace.devices import find_main_device, note_missing_work, note_other_devices
 from speedprof.trace.events import ABSENT
 from speedprof.trace.intervals import Bools, Int64s
-from speedprof.trace.kernels import CollectivePattern, KernelKind, classify_kernel, name_collective
+from speedprof.trace.kernels import (
+    CollectivePattern,
+    KernelKind,
+    classify_kernel,
+    name_collective,
+    seems_to_communicate,
+)
 from speedprof.trace.links import Links, find_crossing, find_cut, link_kernels
 from speedprof.trace.model import ErrorBudget, Timeline, Trace
 from speedprof.trace.ranges import find_top_level, make_ranges
 from speedprof.trace.raw_columns import RawEvents
 from speedprof.trace.schema import flag_column, int_column, make_table, row_column, text_column
 from speedprof.trace.steps import HostSteps, device_windows, find_host_steps, find_main_stream, host_windows
+from speedprof.units import format_ns
+
+# Names of templates fill many lines.
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +85,7 @@ def assemble(raw: RawTrace, patterns: Sequence[CollectivePattern]) -> Trace:
         steps=_device_steps(raw, work, steps) if on_device else host_windows(steps, is_whole=not raw.is_damaged),
         error_budget=work.error_budget(),
         is_damaged=raw.is_damaged,
-        notes=(*raw.notes, *missing, *notes, *_note_uncounted(raw, steps)),
+        notes=(*raw.notes, *missing, *notes, *_note_unknown(raw, work), *_note_uncounted(raw, steps)),
     )
 
 
@@ -93,6 +103,28 @@ def _of_one_device(raw: RawTrace, collective_of: Sequence[str | None]) -> RawTra
 
 def _note_missing_work(raw: RawTrace) -> tuple[str, ...]:
     return note_missing_work(raw.launches, raw.texts, might_be_lost=raw.names_device and raw.is_damaged)
+
+
+def _note_unknown(raw: RawTrace, work: _Work) -> tuple[str, ...]:
+    """A note if kernels are counted as compute that by their names communicate, with the costliest of them."""
+    computing = work.device.take(work.is_kind(KernelKind.COMPUTE))
+    names, place = np.unique(computing.name, return_inverse=True)
+    lasted_ns = np.zeros(len(names), dtype=np.int64)
+    np.add.at(lasted_ns, place, computing.end - computing.start)
+    unknown = [at for at, name in enumerate(names.tolist()) if seems_to_communicate(raw.texts[name])]
+    if not unknown:
+        return ()
+    costliest = max(unknown, key=lambda at: int(lasted_ns[at]))
+    name, cost = _shorten(raw.texts[names[costliest]]), format_ns(int(lasted_ns[costliest]))
+    others = f", like {len(unknown) - 1} more of such names" if len(unknown) > 1 else ""
+    return (
+        f"the kernel {name} ({cost} in all) is counted as compute{others}: if it communicates and does nothing else, "
+        "as its name suggests, --collective-pattern makes it count as communication",
+    )
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _note_uncounted(raw: RawTrace, steps: HostSteps) -> tuple[str, ...]:

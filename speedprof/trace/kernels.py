@@ -66,11 +66,25 @@ COLLECTIVE_PATTERNS: tuple[CollectivePattern, ...] = (
         reduce_scatter="reducescatter",
         all_gather="fcollect|allgather",
         broadcast="broadcast",
-        all_to_all="alltoall",
+        # torch's `all_to_all_vdev` runs c10d::nvshmem_extension::allToAllV.
+        all_to_all="(?i:alltoall)",
         send_recv="put|get",
     ),
     # DeepEP's dispatch and combine kernels live in C++ namespaces of this one; those of `layout` only count tokens.
     *_library(r"deep_ep::(?!layout::)", dispatch="dispatch", combine="combine"),
+    # What exchanges the tokens of experts in AMD's MORI, in TensorRT-LLM and FlashInfer, and in pplx-garden. What
+    # resets or prepares there waits for nobody, and is compute.
+    CollectivePattern(
+        regex=re.compile(
+            r"\bEpDispatch(?!Combine)\w{0,64}Kernel|moeA2ADispatchKernel|a2a_dispatch_(?:send|recv)_kernel"
+        ),
+        collective="dispatch",
+    ),
+    CollectivePattern(
+        regex=re.compile(r"\bEpCombine\w{0,64}Kernel|moeA2ACombineKernel|a2a_combine_(?:send|recv)_kernel"),
+        collective="combine",
+    ),
+    CollectivePattern(regex=re.compile("moeAllToAllKernel"), collective="all_to_all"),
     # The all-reduces of vLLM and SGLang, of TensorRT-LLM and FlashInfer, and of AMD's quick reduce.
     *_library(r"cross_device_reduce", all_reduce="_[12]stage"),
     CollectivePattern(
@@ -111,6 +125,11 @@ COLLECTIVE_PATTERNS: tuple[CollectivePattern, ...] = (
 # The names of collectives, as tables and reports write them.
 COLLECTIVES = tuple(dict.fromkeys(one.collective for one in COLLECTIVE_PATTERNS if one.collective))
 
+# What kernels that communicate are called, whoever wrote them.
+_COMMUNICATES = re.compile(r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|a2a", re.IGNORECASE)
+# Inductor names a kernel for the operators that it computes with, and what it reads may come from a collective.
+_BY_INDUCTOR = re.compile(r"\Atriton_[a-z]{3}_fused_")
+
 _COPY_CATEGORIES = frozenset({"gpu_memcpy", "Memcpy"})
 _MEMSET_CATEGORIES = frozenset({"gpu_memset", "Memset"})
 
@@ -121,6 +140,12 @@ def name_collective(name: str, patterns: Iterable[CollectivePattern] = COLLECTIV
         if pattern.regex.search(name):
             return pattern.collective or name_collective(name) or "other"
     return None
+
+
+def seems_to_communicate(name: str) -> bool:
+    """Whether a kernel's own name, without its template's and its call's arguments, is that of a collective."""
+    function = re.split(r"[<(]", name.replace("(anonymous namespace)", ""), maxsplit=1)[0]
+    return _COMMUNICATES.search(function) is not None and _BY_INDUCTOR.match(function) is None
 
 
 def classify_kernel(category: str, collective: str | None) -> KernelKind:

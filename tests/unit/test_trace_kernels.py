@@ -1,8 +1,15 @@
 """Names of kernels of many libraries and ages."""
 
 import pytest
+from builders import build_trace
 
-from speedprof.trace.kernels import KernelKind, choose_patterns, classify_kernel, name_collective
+from speedprof.trace.kernels import (
+    KernelKind,
+    choose_patterns,
+    classify_kernel,
+    name_collective,
+    seems_to_communicate,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,21 @@ from speedprof.trace.kernels import KernelKind, choose_patterns, classify_kernel
         ("mscclpp::allreduce7", "all_reduce"),
         ("oneccl_allreduce_pcie", "all_reduce"),
         ("hcom_reduceScatter__428_0_1", "reduce_scatter"),
+        ("void mori::moe::EpDispatchIntraNodeKernel<__hip_bfloat16>(mori::moe::EpDispatchCombineArgs<>)", "dispatch"),
+        ("EpDispatchInterNodeV1KernelLowLatency_bf16", "dispatch"),
+        ("EpCombineIntraNodeKernel_bf16_nop2p", "combine"),
+        ("void mori::moe::EpDispatchCombineResetKernel<float>(mori::moe::EpDispatchCombineArgs<float>)", None),
+        ("void tensorrt_llm::kernels::moe_comm::moeA2ADispatchKernel<8, false>(int const*)", "dispatch"),
+        ("void tensorrt_llm::kernels::moe_comm::moeA2ACombineKernel<__nv_bfloat16, 8>()", "combine"),
+        ("tensorrt_llm::kernels::moe_comm::moeA2APrepareDispatchKernel(int*, int*)", None),
+        ("void tensorrt_llm::kernels::fused_moe_impl::moeAllToAllKernel<4, false>()", "all_to_all"),
+        ("void a2a_dispatch_send_kernel<true, 16, 8>()", "dispatch"),
+        ("void a2a_combine_recv_kernel<16, 8>()", "combine"),
+        ("c10d::nvshmem_extension::allToAllV_2d(void*, void*, long*, long*)", "all_to_all"),
+        (
+            "void tensorrt_llm::kernels::reduce_fusion::lamport_style_one_shot_all_reduce_norm_kernel<8, __half>",
+            "all_reduce",
+        ),
         ("gloo:all_reduce", "all_reduce"),
         ("gloo:send", "send_recv"),
         ("void at::native::reduce_kernel<512, 1>", None),
@@ -46,6 +68,47 @@ from speedprof.trace.kernels import KernelKind, choose_patterns, classify_kernel
 )
 def test_collectives_are_known_by_name(name, collective):
     assert name_collective(name) == collective
+
+
+@pytest.mark.parametrize(
+    ("name", "seems"),
+    [
+        ("void my::gemm_allreduce_kernel<128>", True),
+        ("void (anonymous namespace)::fusedAllGatherGemm<128>(float*)", True),
+        ("my_all_to_all::kernel(int)", True),
+        ("reduce_scatter_v2", True),
+        ("moe_a2a_prepare", True),
+        ("void gemm<my::AllReduceEpilogue>(AllReduceParams)", False),
+        ("triton_poi_fused__to_copy_all_gather_into_tensor_3", False),
+        ("void at::native::reduce_kernel<512, 1>", False),
+        ("", False),
+    ],
+)
+def test_a_kernels_own_name_may_seem_to_communicate(name, seems):
+    assert seems_to_communicate(name) is seems
+
+
+def test_a_note_names_the_costliest_kernel_that_may_be_communication_once():
+    trace = build_trace("""
+        0 | stream 7 | gemm                            |   0 | 900 |
+        0 | stream 7 | void my_allreduce<8>(AllReduce) | 900 | 920 |
+        0 | stream 7 | gemm_reduce_scatter             | 920 | 950 |
+        0 | stream 7 | void my_allreduce<8>(AllReduce) | 950 | 970 |
+    """)
+    assert trace.notes == (
+        "the kernel void my_allreduce<8>(AllReduce) (40 ns in all) is counted as compute, like 1 more of such names: "
+        "if it communicates and does nothing else, as its name suggests, --collective-pattern makes it count "
+        "as communication",
+    )
+    assert trace.collectives.is_empty()
+
+
+def test_no_note_where_all_that_communicates_is_known_or_is_a_copy():
+    trace = build_trace("""
+        0 | stream 7 | triton_poi_fused_all_gather_into_tensor_0 |  0 | 10 |
+        0 | stream 8 | ncclDevKernel_AllReduce_Sum_f32_RING_LL() | 10 | 20 |
+    """)
+    assert trace.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -97,5 +160,17 @@ def test_what_is_no_pattern_is_refused_with_its_reason(text, reason):
 
 def test_no_name_is_long_enough_to_stall_the_table():
     """The time is linear in a name's length. Were it the square, these would take hours."""
-    for piece in ("nvshmem", "deep_ep::", "symm_mem", "trtllm_", "oneShotAll", "nccl", "gloo:", "hcom_", "_", "msccl_"):
+    for piece in (
+        "nvshmem",
+        "deep_ep::",
+        "symm_mem",
+        "trtllm_",
+        "oneShotAll",
+        "nccl",
+        "gloo:",
+        "hcom_",
+        "_",
+        "msccl_",
+        "EpDispatch",
+    ):
         assert name_collective(piece * 40_000) in {"other", None}
