@@ -13,6 +13,8 @@ _FEWEST_FOR_MEAN = 6
 _FEWEST_OF_A_LEVEL = 6
 _SMALLEST_ALTERNATION_RATIO = 0.05
 _MOST_ASTRAY = 0.1
+_MOST_WAYS = 1_000_000
+_NUM_DRAWS = 100_000
 
 Sample = npt.NDArray[np.integer[Any]] | npt.NDArray[np.floating[Any]]
 
@@ -49,12 +51,14 @@ def interval_of_median(sample: Sample, *, confidence: float = 0.95) -> tuple[flo
     return float(ordered[num_below - 1]), float(ordered[-num_below])
 
 
-def interval_of_mean(sample: Sample, *, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of the mean; None for fewer than 6 values, as with `interval_of_median`.
+def interval_of_mean(
+    sample: Sample, *, confidence: float = 0.95, fewest: int = _FEWEST_FOR_MEAN
+) -> tuple[float, float] | None:
+    """Student's interval of the mean; None for fewer than 6 values, as with `interval_of_median`, or than `fewest`.
 
     It takes the values for independent and about normal.
     """
-    if len(sample) < _FEWEST_FOR_MEAN:
+    if len(sample) < max(fewest, 2):
         return None
     # The quantile of Student's distribution; scipy.stats has it too, but takes half a second to import.
     from scipy.special import stdtrit
@@ -62,6 +66,35 @@ def interval_of_mean(sample: Sample, *, confidence: float = 0.95) -> tuple[float
     values = np.asarray(sample, dtype=np.float64)
     half = float(stdtrit(len(values) - 1, (1 + confidence) / 2) * values.std(ddof=1) / math.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
+
+
+def chance_of_count(count: int, *, size: int, ratio: float) -> float:
+    """How likely `count` or more of `size` independent draws hit by chance alone, each with the chance `ratio`."""
+    if count <= 0:
+        return 1.0
+    from scipy.special import bdtrc
+
+    return float(bdtrc(count - 1, size, ratio))
+
+
+def chance_of_sum(choices: npt.NDArray[np.float64], *, least: float) -> float:
+    """How likely a sum of at least `least` is where one value of each row of `choices` is drawn, each as likely.
+
+    Exact where there are few ways to draw; else from 100,000 draws, the same ones each time, with the observed sum
+    counted as one of them, so that it is never 0 (Phipson and Smyth, "Permutation p-values should never be zero",
+    Statistical Applications in Genetics and Molecular Biology 9 (2010)).
+    """
+    rounding = 1e-9 * float(np.abs(choices).sum())
+    sums = np.zeros(1)
+    if choices.shape[1] ** choices.shape[0] <= _MOST_WAYS:
+        for row in choices:
+            sums = np.add.outer(sums, row).ravel()
+        return float((sums >= least - rounding).mean())
+    source = np.random.default_rng(0)
+    sums = np.zeros(_NUM_DRAWS)
+    for row in choices:
+        sums += row[source.integers(len(row), size=_NUM_DRAWS)]
+    return (int((sums >= least - rounding).sum()) + 1) / (_NUM_DRAWS + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ from speedprof.analyses.timeline import RankTimeline
 from speedprof.trace.intervals import Bools, Int64s, Intervals, covered_before, intersect, subtract, union
 from speedprof.trace.schema import to_numpy
 
+_NO_CUTS = np.zeros(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
@@ -79,6 +81,11 @@ class ExposedParts:
         """The exposed waiting of the counted time, each instant given to the row whose wait began first."""
         return _cut_to(give_to_first(self.start, self.cut), intersect(self.wait, self.counted))
 
+    def waits_within(self, start: Int64s, end: Int64s) -> Pieces:
+        """The same within windows [start, end), which do not overlap; no piece lies in two of them."""
+        within = intersect(self.wait, union(start, end))
+        return _cut_to(give_to_first(self.start, self.cut), within, np.concatenate((start, end)))
+
     def transfers(self) -> Pieces:
         """The exposed transfer of the counted time, each instant given to the row whose transfer began first."""
         until = np.where(self.is_complete, self.end, self.cut)
@@ -132,11 +139,11 @@ def give_to_first(start: Int64s, end: Int64s) -> Pieces:
     return Pieces(row=order[kept], start=start[kept], end=end[kept])
 
 
-def _cut_to(pieces: Pieces, within: Intervals) -> Pieces:
-    """The parts of the pieces that `within` covers."""
+def _cut_to(pieces: Pieces, within: Intervals, cuts: Int64s = _NO_CUTS) -> Pieces:
+    """The parts of the pieces that `within` covers, cut in two at each of `cuts` too."""
     if not len(pieces.row):
         return pieces
-    borders = np.sort(np.concatenate((pieces.start, pieces.end, within.start, within.end)))
+    borders = np.sort(np.concatenate((pieces.start, pieces.end, within.start, within.end, cuts)))
     left, right = borders[:-1], borders[1:]
     at = np.searchsorted(pieces.start, left, side="right") - 1
     inside = covered_before(within, right) > covered_before(within, left)

@@ -74,7 +74,7 @@ def compare_ranks(
         ranks=tuple(replace(one.analysis, exposure=exposure_of.get(one.analysis.rank)) for one in ordered),
         match=match,
         bandwidths=measure_bandwidth(whole, match) if match else (),
-        stragglers=find_stragglers(whole, match, exposures) if match and can_tell_overlap else (),
+        stragglers=find_stragglers(whole, match) if match and can_tell_overlap else (),
         step_times=step_times,
         notes=(*notes, *(note for one in ordered for note in one.notes)),
         can_tell_overlap=can_tell_overlap,

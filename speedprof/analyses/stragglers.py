@@ -5,26 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
-from speedprof.analyses.exposure import RankExposure
+from speedprof.analyses.chance import MAX_CHANCE, Chance, ChanceUnit, judge_by_chance
+from speedprof.analyses.common_time import CommonTime, find_common_time
+from speedprof.analyses.exposed_parts import cut_exposed
 from speedprof.analyses.idle_gaps import GapCause
 from speedprof.analyses.matching import CollectiveMatch
+from speedprof.analyses.slow_kernels import SlowKernel, compare_kernels
 from speedprof.analyses.time_spent import TimeSpent, measure_time_spent
 from speedprof.analyses.timeline import RankTimeline
-from speedprof.trace.kernels import KernelKind
+from speedprof.analyses.waiting import find_waiting
+from speedprof.stats import interval_of_mean
 
 # A rank is a straggler if it causes this many times its fair share of the waiting, and costs this part of a step.
 MIN_OF_FAIR_SHARE = 1.5
 MIN_COST_RATIO = 0.002
+# From fewer steps than this no interval of the cost is told.
+MIN_STEPS_FOR_INTERVAL = 3
+# A rank that begins a collective within this part of its longest wait before the last one is as late.
+MAX_AHEAD_RATIO = 0.1
 # What explains this part of what a rank is late by is its cause.
 MIN_EXPLAINED_RATIO = 0.5
 # Where fewer of the matched collectives are known on all their ranks, the rank that truly came last may not be known.
 MIN_COMPLETE_RATIO = 0.5
-_MOST_KERNELS = 10
 
 
 class StragglerCause(StrEnum):
@@ -50,22 +56,6 @@ EXCESS_OF_CAUSE: Mapping[StragglerCause, tuple[str, ...]] = {
     StragglerCause.INPUT: (GapCause.INPUT.value,),
     StragglerCause.SYNC: (GapCause.SYNC.value,),
 }
-
-
-# What chance is judged by: the waiting of traced steps, of blocks of collectives, or who came last in each collective.
-ChanceUnit = Literal["step", "block", "collective"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlowKernel:
-    """A kernel whose launches take longer on a straggler than on the ranks that wait for it, in ns per traced step.
-
-    `own_ns` is what as many launches as the others make (`others_ns`) take on the straggler.
-    """
-
-    name: str
-    own_ns: int
-    others_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +93,13 @@ class Straggler:
     slow_kernels: tuple[SlowKernel, ...]
 
 
-def find_stragglers(
-    ranks: Sequence[RankTimeline], match: CollectiveMatch, exposures: Sequence[RankExposure]
-) -> tuple[Straggler, ...]:
+def find_stragglers(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> tuple[Straggler, ...]:
     """The ranks that cause clearly more than their share of the waiting, costliest first.
 
         rank 0   ####========####========      # compute   = a collective, from its begin on this rank
         rank 1   ########====#  #####====      rank 1 is late by 4 of compute, then by 2 of compute and 2 idle
+
+    More than chance has it (`judge_by_chance`), and by enough to matter: see `MIN_OF_FAIR_SHARE`, `MIN_COST_RATIO`.
 
     Why: between the ends of two collectives that all ranks take part in, every rank spends the same time. The late one
     waits less than the others, and so spends more on something else; compute that only comes later is no more compute.
@@ -117,24 +107,42 @@ def find_stragglers(
     """
     if len(ranks) < 2 or not _knows_last_ranks(match):
         return ()
-    caused = {rank.rank: 0 for rank in ranks}
-    cost = dict.fromkeys(caused, 0.0)
-    num_steps = {rank.rank: max(len(rank.steps), 1) for rank in ranks}
-    for exposure in exposures:
-        for wait in exposure.waits:
-            caused[wait.rank] += wait.ns
-            cost[wait.rank] += wait.ns / num_steps[exposure.rank] / (len(ranks) - 1)
-    least_ns = MIN_COST_RATIO * _mean_step_ns(ranks)
-    total_ns = sum(caused.values())
-    late = [
-        rank
-        for rank in caused
-        if caused[rank] and caused[rank] * len(ranks) >= MIN_OF_FAIR_SHARE * total_ns and cost[rank] >= least_ns
-    ]
+    parts = [cut_exposed(rank, match) for rank in ranks]
+    shifted = [part.rank for part in parts]
+    common = find_common_time(shifted)
+    waiting = find_waiting(parts, match, common)
+    total_ns = int(waiting["ns"].sum())
+    costs = {rank.rank: _measure_cost(waiting, rank.rank, len(ranks) - 1, common) for rank in ranks}
+    late: dict[int, Chance] = {}
+    for rank, cost in sorted(costs.items(), key=lambda item: -item[1].caused_ns):
+        is_costly = cost.mean_ns >= MIN_COST_RATIO * common.step_ns
+        if not (is_costly and cost.caused_ns and cost.caused_ns * len(ranks) >= MIN_OF_FAIR_SHARE * total_ns):
+            continue
+        chance = judge_by_chance(waiting, match, common, among=costs.keys() - late.keys(), rank=rank)
+        if chance.p_value <= MAX_CHANCE:
+            late[rank] = chance
     if not late:
         return ()
-    spent = measure_time_spent(ranks, match, step_ns=_mean_step_ns(ranks))
-    found = [_explain(ranks, spent, rank, round(cost[rank]), caused[rank] / total_ns) for rank in late]
+    spent = measure_time_spent(shifted, match, steps=common.steps, step_ns=common.step_ns)
+    found = []
+    for rank, chance in late.items():
+        cost, reason = costs[rank], _explain(shifted, spent, rank, costs[rank].by_rank, common)
+        found.append(
+            Straggler(
+                rank=rank,
+                cost_ns=round(cost.mean_ns),
+                cost_interval_ns=cost.interval_ns,
+                gain_ns=round(cost.gain_ns),
+                as_late=_find_as_late(waiting, match, rank),
+                share=cost.caused_ns / total_ns,
+                p_value=chance.p_value,
+                num_units=chance.num_units,
+                unit=chance.unit,
+                cause=reason.cause,
+                excess_ns=reason.excess_ns,
+                slow_kernels=reason.slow_kernels,
+            )
+        )
     return tuple(sorted(found, key=lambda one: (-one.cost_ns, one.rank)))
 
 
@@ -144,33 +152,69 @@ def _knows_last_ranks(match: CollectiveMatch) -> bool:
     return match.num_matched >= MIN_COMPLETE_RATIO * match.instances["collective"].n_unique()
 
 
-def _mean_step_ns(ranks: Sequence[RankTimeline]) -> float:
-    """Of the traced steps, or where there are none of the captures."""
-    steps = [step.end_ns - step.start_ns for rank in ranks for step in rank.steps]
-    return float(np.mean(steps or [rank.end_ns - rank.start_ns for rank in ranks]))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cost:
+    """The waiting that one rank causes: in all, by the rank that waits, and per step, the mean over the others."""
+
+    caused_ns: int
+    by_rank: Mapping[int, int]
+    mean_ns: float
+    gain_ns: float
+    interval_ns: tuple[int, int] | None
 
 
-def _explain(ranks: Sequence[RankTimeline], spent: TimeSpent, rank: int, cost_ns: int, share: float) -> Straggler:
-    excess = spent.excess_ns(rank)
+def _measure_cost(waiting: pl.DataFrame, rank: int, num_others: int, common: CommonTime) -> _Cost:
+    mine = waiting.filter(pl.col("last_rank") == rank)
+    caused_ns = int(mine["ns"].sum())
+    interval = None
+    if common.steps:
+        by_step = np.bincount(mine["window"].to_numpy(), mine["ns"].to_numpy(), minlength=common.num_windows)
+        interval = interval_of_mean(by_step / num_others, fewest=MIN_STEPS_FOR_INTERVAL)
+    return _Cost(
+        caused_ns=caused_ns,
+        by_rank=dict(mine.group_by("rank").agg(pl.col("ns").sum()).sort("rank").iter_rows()),
+        mean_ns=caused_ns * common.per_step / num_others,
+        gain_ns=int(mine["gain_ns"].sum()) * common.per_step / num_others,
+        interval_ns=(max(round(interval[0]), 0), round(interval[1])) if interval else None,
+    )
+
+
+def _find_as_late(waiting: pl.DataFrame, match: CollectiveMatch, rank: int) -> tuple[int, ...]:
+    """The ranks that come within the last tenth of the longest wait, where more than half of the waiting is."""
+    caused = waiting.filter(pl.col("last_rank") == rank).group_by("collective").agg(pl.col("ns").sum())
+    behind_ns = pl.col("last_start_ns") - pl.col("start_ns")
+    late = (
+        match.instances.join(caused, on="collective")
+        .with_columns(behind_ns.alias("ahead_ns"), behind_ns.max().over("collective").alias("longest_ns"))
+        .filter((pl.col("ahead_ns") < MAX_AHEAD_RATIO * pl.col("longest_ns")) & (pl.col("rank") != rank))
+        .group_by("rank")
+        .agg(pl.col("ns").sum())
+        .filter(2 * pl.col("ns") > caused["ns"].sum())
+    )
+    return tuple(sorted(late["rank"].to_list()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reason:
+    cause: StragglerCause
+    excess_ns: Mapping[str, int]
+    slow_kernels: tuple[SlowKernel, ...]
+
+
+def _explain(
+    ranks: Sequence[RankTimeline], spent: TimeSpent, rank: int, weights: Mapping[int, int], common: CommonTime
+) -> _Reason:
+    """Compared with the ranks that wait for it, each as much as it waits."""
+    excess = spent.excess_ns(rank, weights)
     cause = _find_cause(excess)
     slow: tuple[SlowKernel, ...] = ()
     if cause is StragglerCause.SLOW_KERNEL:
-        slow = _find_slow_kernels(ranks, rank, excess["compute"])
-        cause = cause if slow else StragglerCause.UNEXPLAINED
-    return Straggler(
-        rank=rank,
-        cost_ns=cost_ns,
-        cost_interval_ns=None,
-        gain_ns=cost_ns,
-        as_late=(),
-        share=share,
-        p_value=0.0,
-        num_units=0,
-        unit="step",
-        cause=cause,
-        excess_ns=excess,
-        slow_kernels=slow,
-    )
+        kernels = compare_kernels(ranks, rank, weights, common.steps)
+        # If all kernels together take no longer, it is not they that are slow.
+        least_ns = MIN_EXPLAINED_RATIO * excess["compute"]
+        slow = kernels.slow if kernels.slower_ns >= least_ns else ()
+        cause = cause if slow or kernels.total_ns >= least_ns else StragglerCause.UNEXPLAINED
+    return _Reason(cause=cause, excess_ns=excess, slow_kernels=slow)
 
 
 def _find_cause(excess: Mapping[str, int]) -> StragglerCause:
@@ -183,39 +227,3 @@ def _find_cause(excess: Mapping[str, int]) -> StragglerCause:
     if not explained[cause] or explained[cause] < MIN_EXPLAINED_RATIO * sum(late_by.values()):
         return StragglerCause.UNEXPLAINED
     return cause
-
-
-def _find_slow_kernels(ranks: Sequence[RankTimeline], rank: int, excess_ns: int) -> tuple[SlowKernel, ...]:
-    """The kernels that take more of a step on this rank than at the median of the others, worst first.
-
-    None if all kernels together do not explain the excess of compute: then it is not they that are slow.
-    """
-    others = [str(one.rank) for one in ranks if one.rank != rank]
-    times = (
-        pl.concat([_kernel_times(one) for one in ranks])
-        .pivot(on="rank", on_columns=[*others, str(rank)], index="name", values="ns", aggregate_function="sum")
-        .fill_null(0)
-        .select("name", pl.col(str(rank)).alias("own"), pl.concat_list(others).list.median().alias("others"))
-        .with_columns((pl.col("own") - pl.col("others")).alias("excess"))
-    )
-    if times["excess"].sum() < MIN_EXPLAINED_RATIO * excess_ns:
-        return ()
-    slow = times.filter(pl.col("excess") > 0).sort("excess", "name", descending=[True, False]).head(_MOST_KERNELS)
-    return tuple(
-        SlowKernel(name=row["name"], own_ns=round(row["own"]), others_ns=round(row["others"]))
-        for row in slow.iter_rows(named=True)
-    )
-
-
-def _kernel_times(rank: RankTimeline) -> pl.DataFrame:
-    """Time of each kernel that computes, in ns per traced step that launched it, or in all where there are none."""
-    kernels = rank.kernels.filter(
-        pl.col("kind").cast(pl.String).is_in([KernelKind.COMPUTE.value, KernelKind.MEMSET.value])
-    )
-    if rank.steps:
-        kernels = kernels.filter(pl.col("host_step").is_in([step.step for step in rank.steps]))
-    return kernels.select(
-        pl.lit(str(rank.rank)).alias("rank"),
-        pl.col("name").cast(pl.String),
-        (pl.col("total_ns") / max(len(rank.steps), 1)).alias("ns"),
-    )

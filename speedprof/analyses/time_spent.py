@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +26,27 @@ class TimeSpent:
 
     by_rank: Mapping[int, Mapping[str, float]]
 
-    def excess_ns(self, rank: int) -> dict[str, int]:
-        """By how much the rank spends more than the mean of the others on each category that any of them has."""
-        others = [spent for other, spent in self.by_rank.items() if other != rank]
+    def excess_ns(self, rank: int, weights: Mapping[int, float]) -> dict[str, int]:
+        """By how much the rank spends more than others on each category that it or any of them has.
+
+        `weights` says how much each of the others counts; those that it does not name count nothing.
+        """
+        total = sum(weights.values())
+        others = {other: spent for other, spent in self.by_rank.items() if weights.get(other)}
         own = self.by_rank[rank]
-        categories = dict.fromkeys(category for spent in (own, *others) for category in spent)
+        categories = dict.fromkeys(category for spent in (own, *others.values()) for category in spent)
         return {
-            category: round(own.get(category, 0) - sum(other.get(category, 0) for other in others) / len(others))
+            category: round(
+                own.get(category, 0)
+                - sum(weights[other] * spent.get(category, 0) for other, spent in others.items()) / total
+            )
             for category in categories
         }
 
 
-def measure_time_spent(ranks: Sequence[RankTimeline], match: CollectiveMatch, *, step_ns: float) -> TimeSpent:
+def measure_time_spent(
+    ranks: Sequence[RankTimeline], match: CollectiveMatch, *, steps: Collection[int], step_ns: float
+) -> TimeSpent:
     """What each rank spends between collectives that all take part in, scaled to a step of `step_ns`.
 
         rank 0     ####====##====       # compute, = a collective of all ranks
@@ -45,14 +54,12 @@ def measure_time_spent(ranks: Sequence[RankTimeline], match: CollectiveMatch, *,
         the span          <----->       from the end of one to the end of another
 
     Such a collective ends on all ranks at once, so what one has done less of by then it has waited more. The spans are
-    those that end with a collective that a traced step launched, all where there are no steps, and where there are no
-    such collectives all of the time that every rank has captured.
+    those that end with a collective that one of `steps` launched, all where there are no steps, and where there are no
+    such collectives all of the time that every rank has captured. The ranks are on the common clock.
     """
-    offsets = {clock.rank: clock.offset_ns for clock in match.clocks}
-    shifted = [rank.shifted(offsets.get(rank.rank, 0)) for rank in ranks]
-    spans = _find_spans(shifted, match)
+    spans = _find_spans(ranks, match, steps)
     scale = step_ns / spans.length if spans.length else 0.0
-    return TimeSpent(by_rank={rank.rank: _spend(rank, spans, scale) for rank in shifted})
+    return TimeSpent(by_rank={rank.rank: _spend(rank, spans, scale) for rank in ranks})
 
 
 def _spend(rank: RankTimeline, spans: Intervals, scale: float) -> dict[str, float]:
@@ -63,10 +70,10 @@ def _spend(rank: RankTimeline, spans: Intervals, scale: float) -> dict[str, floa
     return {category: ns * scale for category, ns in spent.items() if ns}
 
 
-def _find_spans(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> Intervals:
+def _find_spans(ranks: Sequence[RankTimeline], match: CollectiveMatch, steps: Collection[int]) -> Intervals:
     """The spans on the common clock, within what every rank has captured."""
     first, last = max(rank.start_ns for rank in ranks), min(rank.end_ns for rank in ranks)
-    joint = _joint_collectives(ranks, match)
+    joint = _joint_collectives(ranks, match, steps)
     end, counts = to_numpy(joint["end_ns"]), joint["counts"].to_numpy()[1:]
     spans = clip(union(end[:-1][counts], end[1:][counts]), first, last)
     if len(spans) or first >= last:
@@ -74,10 +81,10 @@ def _find_spans(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> Interv
     return union(np.array([first], dtype=np.int64), np.array([last], dtype=np.int64))
 
 
-def _joint_collectives(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> pl.DataFrame:
-    """The end of each collective that all of the ranks take part in, in order, and whether a traced step launched it.
+def _joint_collectives(ranks: Sequence[RankTimeline], match: CollectiveMatch, steps: Collection[int]) -> pl.DataFrame:
+    """The end of each collective that all of the ranks take part in, in order, and whether one of `steps` launched it.
 
-    All count where no rank has steps.
+    All count where there are no steps.
     """
     launched = pl.concat(
         [
@@ -89,15 +96,14 @@ def _joint_collectives(ranks: Sequence[RankTimeline], match: CollectiveMatch) ->
             for rank in ranks
         ]
     )
-    traced = {step.step for rank in ranks for step in rank.steps}
-    in_traced = pl.col("host_step").is_in(sorted(step for step in traced if step is not None))
+    is_of_step = pl.col("host_step").is_in(sorted(steps))
     return (
         match.instances.join(launched, on=["rank", "row"])
         .group_by("collective")
         .agg(
             pl.len().alias("parts"),
             pl.col("end_ns").max(),
-            (in_traced.fill_null(value=False).any() if traced else pl.lit(value=True)).alias("counts"),
+            (is_of_step.fill_null(value=False).any() if steps else pl.lit(value=True)).alias("counts"),
         )
         .filter(pl.col("parts") == len(ranks))
         .sort("end_ns")

@@ -140,7 +140,7 @@ def count(cut: list[str]) -> ExposedSplit:
     return ExposedSplit(wait_ns=cut.count("wait"), transfer_ns=cut.count("transfer"), unsplit_ns=cut.count("unsplit"))
 
 
-def check_waits(ranks: list[Drawn], rank: RankExposure, waited: list[tuple[int, int]]) -> None:
+def check_waits(ranks: list[Drawn], rank: RankExposure, waited: list[tuple[int, int]], behind: int) -> None:
     """`waited` are the counted instants of waiting, each with the rank that is waited for."""
     assert sum(wait.ns for wait in rank.waits) == len(waited)
     assert [wait.ns for wait in rank.waits] == sorted((wait.ns for wait in rank.waits), reverse=True)
@@ -156,6 +156,10 @@ def check_waits(ranks: list[Drawn], rank: RankExposure, waited: list[tuple[int, 
         assert found == {name: did.count(name) for name in found}
         assert sum(found.values()) == wait.ns
         assert sum(wait.idle_by_cause.values()) == wait.idle_ns
+        # The longest stretch waits for that rank from its start to its end, on the rank's own clock.
+        longest = range(wait.longest_start_ns + behind, wait.longest_end_ns + behind)
+        assert len(longest) > 0
+        assert {(time, wait.rank) for time in longest} <= set(waited)
 
 
 @settings(deadline=None)
@@ -171,7 +175,9 @@ def test_every_exposed_instant_is_counted_once_and_as_the_rules_say(run):
         counted = {time: at for time, at in cut.items() if time >= since}
         if drawn.border is not None:
             assert found.steps == (count([kind for kind, _ in counted.values()]),)
-        check_waits(ranks, found, [(time, late) for time, (_, late) in counted.items() if late is not None])
+        check_waits(
+            ranks, found, [(time, late) for time, (_, late) in counted.items() if late is not None], behind[number]
+        )
         assert sum(one.split.exposed_ns for one in found.collectives) == found.split.exposed_ns
 
 

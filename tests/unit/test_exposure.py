@@ -51,6 +51,9 @@ def test_before_the_last_rank_begins_it_is_wait_and_after_that_transfer():
             copy_ns=5,
             idle_ns=5,
             idle_by_cause={late: 5},
+            longest_start_ns=10,
+            longest_end_ns=30,
+            longest_step=None,
         ),
     )
     assert (last.split, last.waits) == (split(0, 20), ())
@@ -181,6 +184,9 @@ def test_steps_stages_and_waits_count_traced_training_steps_alone():
     assert first.split == split(5 + 10 + 10 + 5, 3 + 15 + 10 + 25)
     assert first.steps == (split(10, 15), split(5, 25))
     assert [(wait.rank, wait.ns) for wait in first.waits] == [(1, 15)]
+    # Of step 1, 20..30: the first of the longest.
+    (wait,) = first.waits
+    assert (wait.longest_start_ns, wait.longest_end_ns, wait.longest_step) == (20, 30, 1)
     assert first.stages == {
         ("all_gather", "adam.a"): split(10 + 5, 15 + 20),
         ("all_gather", "adam.b"): split(10, 10),
@@ -209,7 +215,28 @@ def test_ranks_are_compared_on_the_common_clock_and_reported_on_their_own():
     assert (first.split, last.split) == (split(20, 20), split(0, 20))
     (wait,) = first.waits
     assert (wait.compute_ns, wait.idle_ns) == (10, 10)
+    assert (wait.longest_start_ns, wait.longest_end_ns, wait.longest_step) == (10, 30, None)
     assert [(one.longest_start_ns, one.longest_end_ns) for one in last.collectives] == [(1030, 1050)]
+
+
+def test_the_longest_wait_is_the_longest_that_nothing_hides_on_the_clock_of_the_one_that_waits():
+    ranks = build_timelines("""
+        0 | main     | speedprof.step/1          |  900 | 1000 |
+        0 | main     | speedprof.step/2          | 1000 | 1100 |
+        0 | stream 7 | gemm                      |  900 |  910 | main 901
+        0 | stream 2 | ncclDevKernel_AllGather() |  910 |  990 | main 902
+        0 | stream 7 | gemm                      |  911 |  980 | main 903
+        0 | stream 7 | gemm                      | 1000 | 1010 | main 1001
+        0 | stream 2 | ncclDevKernel_AllGather() | 1010 | 1050 | main 1002
+        1 | stream 7 | gemm                      |    0 |   85 |
+        1 | stream 2 | ncclDevKernel_AllGather() |   85 |   90 |
+        1 | stream 2 | ncclDevKernel_AllGather() |  130 |  150 |
+    """)
+    # 75 of waiting in step 1, all but 910..911 and 980..985 beside compute; 20 in step 2, all of it exposed.
+    first, _ = measure_exposure(ranks, match_by_hand(ranks, [{0: 0, 1: 0}, {0: 1, 1: 1}], offsets={0: -900}))
+    (wait,) = first.waits
+    assert (wait.rank, wait.ns) == (1, 1 + 5 + 20)
+    assert (wait.longest_start_ns, wait.longest_end_ns, wait.longest_step) == (1010, 1030, 2)
 
 
 def test_contention_is_what_exposed_transfers_took_beyond_the_fastest_equal_one():

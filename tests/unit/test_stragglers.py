@@ -1,5 +1,6 @@
 """Which rank the others wait for and why, on runs drawn by hand and on real captures."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -10,7 +11,6 @@ import pytest
 from builders_ranks import build_timelines
 from hand_match import match_by_hand, match_in_order, refuse
 
-from speedprof.analyses.exposure import measure_exposure
 from speedprof.analyses.idle_gaps import GapCause
 from speedprof.analyses.matching import CollectiveMatch
 from speedprof.analyses.measure import compare_ranks, measure_rank
@@ -27,7 +27,7 @@ STEP_NS = 1000
 EARLY = "gemm 0 500; gather 500 1000"
 
 
-def build_run(steps_of: Mapping[int, str], *, num_steps: int = 3, marks: bool = True) -> list[RankTimeline]:
+def build_run(steps_of: Mapping[int, str], *, num_steps: int = 9, marks: bool = True) -> list[RankTimeline]:
     """Ranks whose every step of 1000 ns holds the parts that the text says: `<what> <start> <end>`."""
     rows = []
     for rank, parts in steps_of.items():
@@ -54,7 +54,7 @@ def because_of(rank: RankTimeline, cause: GapCause) -> RankTimeline:
 
 def stragglers_of(ranks: list[RankTimeline], match: CollectiveMatch | None = None) -> tuple[Straggler, ...]:
     match = match or match_in_order(ranks)
-    return find_stragglers(ranks, match, measure_exposure(ranks, match))
+    return find_stragglers(ranks, match)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,19 @@ def test_a_rank_that_idles_is_late_by_the_cause_of_its_idle_time(gap, cause):
     assert found == Straggler(
         rank=1,
         cost_ns=200,
+        cost_interval_ns=(200, 200),
+        gain_ns=200,
+        as_late=(),
         share=1.0,
+        # One way in 3 to the power of 9 to draw it in each step, and any of 3 ranks could be the one.
+        p_value=found.p_value,
+        num_units=9,
+        unit="step",
         cause=cause,
         excess_ns={"compute": 0, "communication": -200, gap.value: 200},
         slow_kernels=(),
     )
+    assert found.p_value == pytest.approx(3**-8)
 
 
 def test_a_rank_that_computes_longer_has_slow_kernels():
@@ -137,7 +145,7 @@ def test_idle_time_without_a_cause_is_unexplained():
 def test_a_rank_that_is_late_because_it_waited_elsewhere_is_unexplained():
     # Rank 1 is late from a collective that the others have no part in.
     ranks = build_run({0: EARLY, 1: "gemm 0 300; gather 300 680; gemm 680 720; gather 720 1000"})
-    match = match_by_hand(ranks, [{0: 0, 1: 1}, {0: 1, 1: 3}, {0: 2, 1: 5}])
+    match = match_by_hand(ranks, [{0: step, 1: 2 * step + 1} for step in range(9)])
     (found,) = stragglers_of(ranks, match)
     assert (found.rank, found.cause, found.excess_ns["compute"]) == (1, StragglerCause.UNEXPLAINED, -160)
 
@@ -172,69 +180,63 @@ def test_what_costs_less_than_two_thousandths_of_a_step_is_no_straggler(late_by,
 
 def test_no_claim_where_the_last_rank_is_not_known():
     ranks = build_run({0: EARLY, 1: "gemm 0 700; gather 700 1000"})
-    matched = [{0: row, 1: row} for row in range(3)]
+    matched = [{0: row, 1: row} for row in range(9)]
     assert stragglers_of(ranks, refuse(ranks)) == ()
-    assert stragglers_of(ranks, match_by_hand(ranks, matched, incomplete=[0, 1])) == ()
-    assert [one.rank for one in stragglers_of(ranks, match_by_hand(ranks, matched, incomplete=[0]))] == [1]
-    assert stragglers_of(ranks[:1], match_by_hand(ranks[:1], [{0: row} for row in range(3)])) == ()
+    assert stragglers_of(ranks, match_by_hand(ranks, matched, incomplete=range(5))) == ()
+    assert [one.rank for one in stragglers_of(ranks, match_by_hand(ranks, matched, incomplete=range(4)))] == [1]
+    assert stragglers_of(ranks[:1], match_by_hand(ranks[:1], [{0: row} for row in range(9)])) == ()
     assert stragglers_of([], refuse([])) == ()
 
 
 def test_without_steps_the_cost_is_that_of_the_capture():
     ranks = build_run({0: EARLY, 1: "gemm 0 700; gather 700 1000"}, marks=False)
     (found,) = stragglers_of(ranks)
-    # 200 in each of three; between the ends of the first and the last two thirds of the capture are compared.
-    assert (found.rank, found.cost_ns, found.cause) == (1, 600, StragglerCause.SLOW_KERNEL)
-    assert found.excess_ns == {"compute": 600, "communication": -600}
-    assert found.slow_kernels == (SlowKernel(name="gemm", own_ns=2100, others_ns=1500),)
+    # 200 in each of nine; between the ends of the first and the last eight ninths of the capture are compared.
+    assert (found.rank, found.cost_ns, found.cause) == (1, 1800, StragglerCause.SLOW_KERNEL)
+    assert found.excess_ns == {"compute": 1800, "communication": -1800}
+    assert found.slow_kernels == (SlowKernel(name="gemm", own_ns=6300, others_ns=4500),)
+    # Last in 9 of 9, or the other rank is.
+    assert (found.unit, found.num_units, found.p_value) == ("collective", 9, 2**-8)
+    assert found.cost_interval_ns is None
 
 
 def test_without_a_collective_of_all_ranks_the_common_capture_is_compared():
     ranks = build_run({0: EARLY, 1: "gemm 0 700; gather 700 1000", 2: "gemm 0 500; norm 500 1000"})
-    (found,) = stragglers_of(ranks, match_by_hand(ranks, [{0: row, 1: row} for row in range(3)]))
-    # The mean of the others: 500 and 1000 of compute a step.
-    assert (found.rank, found.excess_ns) == (1, {"compute": -50, "communication": 50})
-    assert found.cause is StragglerCause.UNEXPLAINED
+    (found,) = stragglers_of(ranks, match_by_hand(ranks, [{0: row, 1: row} for row in range(9)]))
+    # Rank 2 computes all the time, but waits for nobody: rank 1 is compared with rank 0 alone.
+    assert (found.rank, found.excess_ns) == (1, {"compute": 200, "communication": -200})
+    assert found.cause is StragglerCause.SLOW_KERNEL
 
 
 def test_validation_passes_do_not_count():
-    ranks = build_timelines("""
-        0 | main     | speedprof.step/1            |    0 | 1000 |
-        0 | main     | speedprof.step/2            | 1000 | 2000 |
-        0 | main     | speedprof.step/3/validation | 2000 | 3000 |
-        0 | stream 7 | gemm                        |    0 |  500 | main 1
-        0 | stream 2 | ncclDevKernel_AllGather()   |  500 | 1000 | main 2
-        0 | stream 7 | gemm                        | 1000 | 1500 | main 1001
-        0 | stream 2 | ncclDevKernel_AllGather()   | 1500 | 2000 | main 1002
-        0 | stream 7 | gemm                        | 2000 | 2100 | main 2001
-        0 | stream 2 | ncclDevKernel_AllGather()   | 2100 | 3000 | main 2002
-        1 | main     | speedprof.step/1            |    0 | 1000 |
-        1 | main     | speedprof.step/2            | 1000 | 2000 |
-        1 | main     | speedprof.step/3/validation | 2000 | 3000 |
-        1 | stream 7 | gemm                        |    0 |  600 | main 1
-        1 | stream 2 | ncclDevKernel_AllGather()   |  600 | 1000 | main 2
-        1 | stream 7 | gemm                        | 1000 | 1600 | main 1001
-        1 | stream 2 | ncclDevKernel_AllGather()   | 1600 | 2000 | main 1002
-        1 | stream 7 | gemm                        | 2000 | 2900 | main 2001
-        1 | stream 2 | ncclDevKernel_AllGather()   | 2900 | 3000 | main 2002
-    """)
-    (found,) = stragglers_of(ranks)
+    step = """
+        {rank} | main     | speedprof.step/{step}{kind}  | {at}      | {at} + 1000 |
+        {rank} | stream 7 | gemm                         | {at}      | {at} + {gemm} | main {at} + 1
+        {rank} | stream 2 | ncclDevKernel_AllGather()    | {at} + {gemm} | {at} + 1000 | main {at} + 2
+    """
+    rows = ""
+    for rank, gemm, in_validation in ((0, 500, 100), (1, 600, 900)):
+        for number in range(10):
+            kind, ns = ("/validation", in_validation) if number == 9 else ("", gemm)
+            text = step.format(rank=rank, step=number, kind=kind, at=1000 * number, gemm=ns)
+            rows += re.sub(r"(\d+) \+ (\d+)", lambda sum_of: str(int(sum_of[1]) + int(sum_of[2])), text)
+    (found,) = stragglers_of(build_timelines(rows))
     assert (found.cost_ns, found.excess_ns) == (100, {"compute": 100, "communication": -100})
     assert found.slow_kernels == (SlowKernel(name="gemm", own_ns=600, others_ns=500),)
 
 
 def test_on_the_host_a_straggler_is_named_and_its_kernels_are_not_known():
-    rows = """
-        {0} | main   | speedprof.step/1    |   0 |  100 |
-        {0} | main   | aten::mm            |   0 | {1} |
-        {0} | main   | c10d::allreduce_    | {1} | {2} |
-        {0} | gloo 0 | gloo:all_reduce     | {2} |  100 |
-        {0} | main   | speedprof.step/2    | 100 |  200 |
-        {0} | main   | aten::mm            | 100 | 1{1} |
-        {0} | main   | c10d::allreduce_    | 1{1} | 1{2} |
-        {0} | gloo 0 | gloo:all_reduce     | 1{2} |  200 |
+    step = """
+        {0} | main   | speedprof.step/{1} | {1}00 | {2}00 |
+        {0} | main   | aten::mm           | {1}00 | {1}{3} |
+        {0} | main   | c10d::allreduce_   | {1}{3} | {1}{4} |
+        {0} | gloo 0 | gloo:all_reduce    | {1}{4} | {2}00 |
     """
-    (found,) = stragglers_of(build_timelines(rows.format(0, 30, 31) + rows.format(1, 50, 51)))
+    numbers = range(1, 10)
+    rows = "".join(
+        step.format(rank, at, at + 1, *late) for rank, late in enumerate(((30, 31), (50, 51))) for at in numbers
+    )
+    (found,) = stragglers_of(build_timelines(rows))
     assert (found.rank, found.cost_ns, found.cause) == (1, 20, StragglerCause.UNEXPLAINED)
     assert found.excess_ns["compute"] == 20
 
