@@ -85,6 +85,9 @@ def chance_of_sum(choices: npt.NDArray[np.float64], *, least: float) -> float:
     Statistical Applications in Genetics and Molecular Biology 9 (2010)).
     """
     rounding = 1e-9 * float(np.abs(choices).sum())
+    # A row whose values are all the same only adds to every sum.
+    is_open = (choices != choices[:, :1]).any(axis=1)
+    least, choices = least - float(choices[~is_open, :1].sum()), choices[is_open]
     sums = np.zeros(1)
     if choices.shape[1] ** choices.shape[0] <= _MOST_WAYS:
         for row in choices:

@@ -10,6 +10,8 @@ import numpy as np
 from speedprof.analyses.timeline import RankTimeline
 from speedprof.trace.intervals import Int64s
 
+MIN_INSIDE_RATIO = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonTime:
@@ -18,10 +20,12 @@ class CommonTime:
         rank 0   |--1--|--2--|--3--|--4--|
         rank 1        |--2--|--3--|                steps 2 and 3 are common to both
 
-    `steps` are the traced steps that all ranks have whole, in order, and `start` and `end` hold by rank the windows
-    of these. Where there are none, `steps` is empty, and the one window is what lies within all captures; there may be
-    none of that either. `step_ns` is how long a step takes, the mean over steps and ranks; without any steps on any
-    rank it is the length of the one window. What is summed over all windows, times `per_step`, is that of a step.
+    `steps` are the traced steps that all ranks have whole and captured together, in order, and `start` and `end` hold
+    by rank the windows of these. Captures begin and end with an event, earlier on one rank than on another, so it is
+    enough if more than half of each rank's window lies within the captures of all. Where there are no such steps,
+    `steps` is empty, and the one window is what lies within all captures; there may be none of that either. `step_ns`
+    is how long a step takes, the mean over steps and ranks; without any steps on any rank it is the length of the one
+    window. What is summed over all windows, times `per_step`, is that of a step.
     """
 
     steps: tuple[int, ...]
@@ -38,13 +42,19 @@ def find_common_time(ranks: Sequence[RankTimeline]) -> CommonTime:
         rank.rank: {step.step: (step.start_ns, step.end_ns) for step in rank.steps if step.step is not None}
         for rank in ranks
     }
-    steps = tuple(sorted(set.intersection(*(set(each) for each in windows.values()))))
+    within = (max(rank.start_ns for rank in ranks), min(rank.end_ns for rank in ranks))
+    shared = sorted(set.intersection(*(set(each) for each in windows.values())))
+    steps = tuple(step for step in shared if all(_lies_in(each[step], within) for each in windows.values()))
     if steps:
         return _make(steps, {rank: [each[step] for step in steps] for rank, each in windows.items()}, None)
-    within = (max(rank.start_ns for rank in ranks), min(rank.end_ns for rank in ranks))
     common = [within] if within[0] < within[1] else []
     lengths = [end - start for each in windows.values() for start, end in each.values()]
     return _make((), dict.fromkeys(windows, common), float(np.mean(lengths)) if lengths else None)
+
+
+def _lies_in(window: tuple[int, int], within: tuple[int, int]) -> bool:
+    start, end = window
+    return min(end, within[1]) - max(start, within[0]) > MIN_INSIDE_RATIO * (end - start)
 
 
 def _make(steps: tuple[int, ...], windows: Mapping[int, list[tuple[int, int]]], step_ns: float | None) -> CommonTime:

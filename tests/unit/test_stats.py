@@ -7,6 +7,8 @@ import pytest
 
 from speedprof.stats import (
     Alternation,
+    chance_of_count,
+    chance_of_sum,
     find_alternation,
     interval_of_mean,
     interval_of_median,
@@ -119,3 +121,36 @@ def test_interval_of_the_mean_is_students() -> None:
     half = 2.570582 * math.sqrt(3.5 / 6)
     assert interval_of_mean(np.arange(1, 7)) == pytest.approx((3.5 - half, 3.5 + half))
     assert interval_of_mean(np.arange(5)) is None
+
+
+def test_an_interval_of_three_values_where_asked_for() -> None:
+    # Student's factor for 2 degrees of freedom is 4.303, the standard error 1 / sqrt(3).
+    sample = np.array([9.0, 10.0, 11.0])
+    assert interval_of_mean(sample) is None
+    assert interval_of_mean(sample, fewest=3) == pytest.approx(
+        (10 - 4.303 / math.sqrt(3), 10 + 4.303 / math.sqrt(3)), 1e-3
+    )
+    assert interval_of_mean(sample[:2], fewest=3) is None
+
+
+def test_the_chance_of_a_count_is_the_tail_of_the_binomial_distribution() -> None:
+    assert chance_of_count(2, size=2, ratio=0.5) == pytest.approx(1 / 4)
+    assert chance_of_count(1, size=2, ratio=0.5) == pytest.approx(3 / 4)
+    assert chance_of_count(0, size=2, ratio=0.5) == 1
+    assert chance_of_count(0, size=0, ratio=1.0) == 1
+
+
+def test_the_chance_of_a_sum_counts_the_ways_to_draw_it() -> None:
+    choices = np.array([[1.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
+    # 1 + 2 alone reaches 3; 1 + 2, 1 + 1 and twice 0 + 2 reach 2.
+    assert chance_of_sum(choices, least=3) == pytest.approx(1 / 9)
+    assert chance_of_sum(choices, least=2) == pytest.approx(4 / 9)
+    assert chance_of_sum(np.zeros((0, 3)), least=0) == 1
+
+
+def test_the_chance_of_a_sum_of_many_rows_is_drawn_the_same_each_time_and_never_0() -> None:
+    coins = np.tile([1.0, 0.0], (40, 1))
+    assert chance_of_sum(coins, least=40) == pytest.approx(1e-5, rel=0.01)
+    # P(Binomial(40, 1/2) >= 25) = 0.0769.
+    assert chance_of_sum(coins, least=25) == pytest.approx(0.0769, abs=0.004)
+    assert chance_of_sum(coins, least=25) == chance_of_sum(coins, least=25)

@@ -1,7 +1,8 @@
 """Which rank the others wait for and why, on runs drawn by hand and on real captures."""
 
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,14 +33,24 @@ def build_run(steps_of: Mapping[int, str], *, num_steps: int = 9, marks: bool = 
     rows = []
     for rank, parts in steps_of.items():
         for step in range(num_steps):
-            at = step * STEP_NS
-            if marks:
-                rows.append(f"{rank} | main | speedprof.step/{step} | {at} | {at + STEP_NS} |")
-            for part in parts.split(";"):
-                what, start, end = part.split()
-                kernel = {"gather": "ncclDevKernel_AllGather()", "copy": "Memcpy DtoD (x)"}.get(what, what)
-                stream = {"gather": 2, "copy": 9}.get(what, 7)
-                rows.append(f"{rank} | stream {stream} | {kernel} | {at + int(start)} | {at + int(end)} | main {at}")
+            rows += build_rows(rank, step, parts, marks=marks)
+    return build_timelines("\n".join(rows))
+
+
+def build_rows(rank: int, step: int, parts: str, *, marks: bool) -> list[str]:
+    at = step * STEP_NS
+    rows = [f"{rank} | main | speedprof.step/{step} | {at} | {at + STEP_NS} |"] if marks else []
+    for part in parts.split(";"):
+        what, start, end = part.split()
+        kernel = {"gather": "ncclDevKernel_AllGather()", "copy": "Memcpy DtoD (x)"}.get(what, what)
+        stream = {"gather": 2, "copy": 9}.get(what, 7)
+        rows.append(f"{rank} | stream {stream} | {kernel} | {at + int(start)} | {at + int(end)} | main {at}")
+    return rows
+
+
+def build_run_of_steps(rank: int, steps: Sequence[str]) -> list[RankTimeline]:
+    """One rank whose steps hold what each text says."""
+    rows = [row for step, parts in enumerate(steps) for row in build_rows(rank, step, parts, marks=True)]
     return build_timelines("\n".join(rows))
 
 
@@ -239,6 +250,86 @@ def test_on_the_host_a_straggler_is_named_and_its_kernels_are_not_known():
     (found,) = stragglers_of(build_timelines(rows))
     assert (found.rank, found.cost_ns, found.cause) == (1, 20, StragglerCause.UNEXPLAINED)
     assert found.excess_ns["compute"] == 20
+
+
+def test_the_cost_is_that_of_the_steps_that_all_ranks_captured():
+    # Rank 0 was traced for 20 steps, rank 1 for the first 10 of them.
+    ranks = build_run({0: EARLY}, num_steps=20) + build_run({1: "gemm 0 700; gather 700 1000"}, num_steps=10)
+    (found,) = stragglers_of(ranks, match_by_hand(ranks, [{0: row, 1: row} for row in range(10)]))
+    assert (found.rank, found.cost_ns, found.cost_interval_ns) == (1, 200, (200, 200))
+    assert (found.num_units, found.unit) == (10, "step")
+    assert (found.cause, found.excess_ns) == (StragglerCause.SLOW_KERNEL, {"compute": 200, "communication": -200})
+
+
+def test_the_interval_of_the_cost_is_that_of_a_mean_over_steps():
+    # Late by 100, 200, ... 900: the mean is 500, the deviation 274, Student's factor for 8 degrees of freedom 2.306.
+    late = [f"gemm 0 {50 + 100 * step}; gather {50 + 100 * step} 1000" for step in range(1, 10)]
+    ranks = [*build_run({0: "gemm 0 50; gather 50 1000"}), *build_run_of_steps(1, late)]
+    (found,) = stragglers_of(ranks)
+    assert (found.cost_ns, found.cost_interval_ns) == (500, (289, 711))
+
+
+def test_of_two_equally_slow_ranks_one_is_named_and_mending_it_gains_nothing():
+    slow = "gemm 0 800; gather 800 1000"
+    (found,) = stragglers_of(build_run({0: EARLY, 1: slow, 2: slow, 3: EARLY}))
+    # Ranks 0 and 3 wait 300, rank 2 does not.
+    assert (found.rank, found.cost_ns, found.gain_ns, found.as_late) == (1, 200, 0, (2,))
+    assert found.slow_kernels == (SlowKernel(name="gemm", own_ns=800, others_ns=500),)
+
+
+def test_the_gain_is_what_is_waited_after_the_second_last_rank():
+    second = "gemm 0 700; gather 700 1000"
+    (found,) = stragglers_of(build_run({0: EARLY, 1: second, 2: "gemm 0 800; gather 800 1000"}))
+    # Of 300 and 100; rank 1 still waits 100 less, and so does rank 0.
+    assert (found.rank, found.cost_ns, found.gain_ns, found.as_late) == (2, 200, 100, ())
+
+
+def test_a_straggler_is_compared_with_the_ranks_that_wait_for_it():
+    slow = "gemm 0 800; gather 800 1000"
+    (found,) = stragglers_of(build_run({0: EARLY, 1: slow, 2: slow, 3: slow}))
+    # Three of four are slow: compared with the mean of the others rank 1 would do little more than they.
+    assert (found.rank, found.cause, found.excess_ns) == (
+        1,
+        StragglerCause.SLOW_KERNEL,
+        {"compute": 300, "communication": -300},
+    )
+    assert found.as_late == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        "gemm 0 500; extra 500 700; gather 700 1000",
+        "gemm_v2 0 700; gather 700 1000",
+        "gemm 0 500; gemm 500 700; gather 700 1000",
+    ],
+)
+def test_more_and_other_work_is_not_told_as_slower_kernels(late):
+    (found,) = stragglers_of(build_run({0: EARLY, 1: late}))
+    assert (found.cause, found.slow_kernels) == (StragglerCause.SLOW_KERNEL, ())
+    assert found.excess_ns == {"compute": 200, "communication": -200}
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4, 8])
+def test_ranks_that_differ_by_chance_alone_are_seldom_named(num_ranks):
+    named = 0
+    for seed in range(20):
+        source, ranks = random.Random(seed), []
+        for rank in range(num_ranks):
+            begins = [source.randint(400, 600) for _ in range(12)]
+            ranks += build_run_of_steps(rank, [f"gemm 0 {at}; gather {at} 1000" for at in begins])
+        named += len(stragglers_of(ranks))
+    # One in twenty at most, on average: 4 or more of 20 would come up once in 60 runs of this test.
+    assert named <= 3
+
+
+def test_one_long_wait_is_no_evidence():
+    steps = ["gemm 0 100; gather 100 1000"] * 12
+    ranks = [
+        *(one for rank in (0, 1, 3) for one in build_run_of_steps(rank, steps)),
+        *build_run_of_steps(2, [*steps[:5], "gemm 0 900; gather 900 1000", *steps[6:]]),
+    ]
+    assert stragglers_of(sorted(ranks, key=lambda one: one.rank)) == ()
 
 
 @cache
