@@ -16,8 +16,8 @@ from speedprof.analyses.host_calls import (
     find_named,
     find_waiting_calls,
 )
-from speedprof.analyses.host_spans import HostSpans, find_innermost, find_longest
-from speedprof.trace.intervals import Int64s
+from speedprof.analyses.host_spans import HostSpans, find_innermost, find_longest, find_overlaps
+from speedprof.trace.intervals import Bools, Int64s
 from speedprof.trace.model import Trace
 from speedprof.trace.occupied import find_compute_threads
 from speedprof.trace.ranges import RangeKind
@@ -35,11 +35,19 @@ class GapCause(StrEnum):
         idle time        <------>                    the host was late: from here to `input` below
                                  <----->             queued, or below_launch_resolution
 
-    Until the work that ends a gap is launched the host is late, because it is blocked in a synchronizing call (sync),
-    loading data (input), in the allocator's cudaMalloc, cudaFree or the like (allocator), compiling (recompile),
-    collecting garbage (gc), or for no reason that the trace shows (late_launch). Once it is launched, idle time up to
-    the resolution of launches is below_launch_resolution, and longer queued: the work waits on another stream, or the
-    device takes its time. Unlinked: its launch is not known.
+    Until the work that ends a gap is launched the host is late, and each ns of that has the cause that covers it. In
+    calls of cudaMalloc, cudaFree or the like it is allocator, and while the host loads data input, compiles recompile,
+    collects garbage gc. Sync is the time that the host is blocked in a synchronizing call. If that call blocked the
+    host already before the device ran dry, as much of the time after the call is sync too: it took that much of the
+    host's lead, and without it the launch would have come that much earlier. The rest, for which the trace shows no
+    reason, is late_launch.
+
+        device       #########                             ####
+        host            [sync   ]  python         [launch]
+        idle time             <-><---><---------->           sync, sync as long as the call had lasted, late_launch
+
+    Once the work is launched, idle time up to the resolution of launches is below_launch_resolution, and longer queued:
+    the work waits on another stream, or the device takes its time. Unlinked: its launch is not known.
     """
 
     LATE_LAUNCH = "late_launch"
@@ -55,16 +63,22 @@ class GapCause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostEvents:
-    """A trace's ops, ranges and launches as one: rows of ops come first, launches last. Rows are by start in each."""
+    """A trace's ops, ranges and launches as one: rows of ops come first, launches last. Rows are by start in each.
+
+    The main thread and autograd's take turns: while one works the other waits for it. What either does is evidence for
+    launches of both, so `turns` is the thread of each row with these two made one.
+    """
 
     trace: Trace
     spans: HostSpans
+    turns: Int64s
 
     @staticmethod
     def of(trace: Trace) -> HostEvents:
         parts = [HostSpans.of(table) for table in (trace.ops, trace.ranges, trace.launches)]
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("track", "start", "end")}
-        return HostEvents(trace=trace, spans=HostSpans(**columns))
+        spans = HostSpans(**columns)
+        return HostEvents(trace=trace, spans=spans, turns=_take_turns(trace, spans.track))
 
     @property
     def first_range(self) -> int:
@@ -105,10 +119,7 @@ class HostEvents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateTime:
-    """Stretches of idle time, each up to the launch that ended it at the latest; `launch_row` is in launches.
-
-    Cut at step windows there may be several for one launch. They do not overlap.
-    """
+    """Stretches of idle time before the launch that ended it; `launch_row` is in launches. They do not overlap."""
 
     start: Int64s
     end: Int64s
@@ -117,54 +128,101 @@ class LateTime:
     def __len__(self) -> int:
         return len(self.start)
 
+    def take(self, rows: Int64s | Bools) -> LateTime:
+        return LateTime(start=self.start[rows], end=self.end[rows], launch_row=self.launch_row[rows])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostCauses:
-    """For each stretch its cause and the row of `HostEvents` that shows it: the late launch itself, or what held it
-    back. `doing_row` is the operator or call that took most of the stretch, -1 where the host did nothing on record."""
+class CauseTime:
+    """Idle time of one cause: parts that do not overlap, by start, and the row of `HostEvents` to blame for each."""
 
-    cause: list[GapCause]
-    cause_index: Int64s
+    cause: GapCause
+    start: Int64s
+    end: Int64s
     blamed_row: Int64s
-    doing_row: Int64s
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def blamed_at(self, times: Int64s) -> Int64s:
+        """The row to blame at each time, -1 where this is not the cause."""
+        if not len(self):
+            return np.full(len(times), -1, dtype=np.int64)
+        at = np.searchsorted(self.start, times, side="right") - 1
+        return np.where((at >= 0) & (times < self.end[at]), self.blamed_row[at], -1)
 
 
-def find_host_causes(events: HostEvents, late: LateTime) -> HostCauses:
-    """Why the host was late in each stretch, from what the launching thread did in it.
+def find_host_causes(events: HostEvents, late: LateTime) -> list[CauseTime]:
+    """What the host was late for in each stretch. Where several cover an instant the first holds, and where none does
+    the launch is late for no reason that shows.
 
-    Collecting garbage, compiling, the allocator and loading data are each a cause where they take more than half of
-    the stretch; where several do, the first of these. A call that waits for the device is one where it takes more than
-    half, or was open when the stretch began and ended within it: the host launched nothing ahead and begins anew.
+        device      ######                              ####
+        host          [sync ]  [DataLoader ]   [launch]
+        stretch           <-------------------->
+        input                  <----------->
+        sync              <->                              its own time
+        sync                <-->                           and from its end the time before the device ran dry
 
-        device    ####                  ####
-        host     [sync ]      [launch]
-        stretch       <------>
-
-    The main thread and autograd's take turns: while one works the other waits for it. What either does is evidence for
-    launches of both.
+    Collecting garbage, compiling, the allocator and loading data are the cause for the time that they take, and a call
+    that waits for the device for its own. If such a call blocked the host as the device ran dry, it took of the host's
+    lead what it lasted up to then: without it what the host does next would have been done that much earlier, while the
+    device was still busy. So that much of the stretch, from the call's end on, is the call's too, but for what is due
+    to another cause. A call that begins when the device is dry took no lead. A call that outlasts the launch, on the
+    other of two threads that take turns, did not hold it back.
     """
-    trace = events.trace
-    track = _take_turns(trace, events.spans.track)
-    on = track[events.first_launch + late.launch_row]
-    cause_index = np.zeros(len(late), dtype=np.int64)
-    blamed_row = events.first_launch + late.launch_row
-    causes = [GapCause.LATE_LAUNCH]
+    found = []
     for cause, wanted in _evidence(events):
-        causes.append(cause)
-        spans, rows = _outermost_of(events.spans, track, wanted)
-        if not len(rows):
-            continue
-        longest, taken_ns = find_longest(spans, on, late.start, late.end)
-        shown = taken_ns > late.end - late.start - taken_ns
+        spans, rows = _outermost_of(events, wanted)
+        found.append(_time_inside(events, cause, spans, rows, late))
         if cause is GapCause.SYNC:
-            open_at_start = _find_open(spans, on, late)
-            longest, shown = np.where(shown, longest, open_at_start), shown | (open_at_start >= 0)
-        shown &= cause_index == 0
-        cause_index[shown] = len(causes) - 1
-        blamed_row[shown] = rows[longest[shown]]
-    return HostCauses(
-        cause=causes, cause_index=cause_index, blamed_row=blamed_row, doing_row=_find_doing(events, track, on, late)
+            found.append(_lead_taken(events, spans, rows, late))
+    return found
+
+
+def _time_inside(events: HostEvents, cause: GapCause, spans: HostSpans, rows: Int64s, late: LateTime) -> CauseTime:
+    """What the spans, which are these rows, cover of the stretches."""
+    stretch, span = find_overlaps(spans, events.turns[events.first_launch + late.launch_row], late.start, late.end)
+    holds = _holds_back(events, rows[span], late.launch_row[stretch])
+    stretch, span = stretch[holds], span[holds]
+    return _by_start(
+        cause,
+        np.maximum(spans.start[span], late.start[stretch]),
+        np.minimum(spans.end[span], late.end[stretch]),
+        rows[span],
     )
+
+
+def _lead_taken(events: HostEvents, spans: HostSpans, rows: Int64s, late: LateTime) -> CauseTime:
+    """From the end of the calls that blocked the host as the device ran dry, as long as they had done so until then.
+
+    Several calls may end within the slack of the clocks, as those of a copy that blocks and of waiting for it: what
+    they took adds up, and the longest is to blame.
+    """
+    on = events.turns[events.first_launch + late.launch_row]
+    stretch, span = find_overlaps(spans, on, late.start - SYNC_SLACK_NS - 1, late.start)
+    holds = _holds_back(events, rows[span], late.launch_row[stretch])
+    stretch, span = stretch[holds], span[holds]
+    taken_ns = np.minimum(spans.end[span], late.start[stretch]) - spans.start[span]
+    begin, lead_ns, blamed = late.start.copy(), np.zeros_like(late.start), np.full_like(late.start, -1)
+    np.maximum.at(begin, stretch, spans.end[span])
+    np.add.at(lead_ns, stretch, taken_ns)
+    order = np.argsort(taken_ns, kind="stable")
+    blamed[stretch[order]] = rows[span[order]]
+    end = np.minimum(begin + lead_ns, late.end)
+    some = begin < end
+    return _by_start(GapCause.SYNC, begin[some], end[some], blamed[some])
+
+
+def _holds_back(events: HostEvents, rows: Int64s, launch_row: Int64s) -> Bools:
+    """Whether what each row does can hold back the launch: not if it is a call that outlasts it. A range or an operator
+    may be around the launch."""
+    spans = events.spans
+    return (rows < events.first_launch) | (spans.end[rows] <= spans.start[events.first_launch + launch_row])
+
+
+def _by_start(cause: GapCause, start: Int64s, end: Int64s, blamed_row: Int64s) -> CauseTime:
+    order = np.argsort(start, kind="stable")
+    return CauseTime(cause=cause, start=start[order], end=end[order], blamed_row=blamed_row[order])
 
 
 def _evidence(events: HostEvents) -> list[tuple[GapCause, Int64s]]:
@@ -199,35 +257,26 @@ def _take_turns(trace: Trace, thread: Int64s) -> Int64s:
     return np.where(np.isin(thread, together), together[0], thread) if together else thread
 
 
-def _outermost_of(spans: HostSpans, track: Int64s, rows: Int64s) -> tuple[HostSpans, Int64s]:
-    """Those of the rows that no other one of their track is around, in order of start, and which rows they are."""
+def _outermost_of(events: HostEvents, rows: Int64s) -> tuple[HostSpans, Int64s]:
+    """Those of the rows that no other one of their turns is around, in order of start, and which rows they are."""
+    spans = events.spans
     rows = rows[np.lexsort((-spans.end[rows], spans.start[rows]))]
-    chosen = HostSpans(track=track[rows], start=spans.start[rows], end=spans.end[rows])
+    chosen = HostSpans(track=events.turns[rows], start=spans.start[rows], end=spans.end[rows])
     outermost = chosen.find_outermost()
     return chosen.take(outermost), rows[outermost]
 
 
-def _find_open(spans: HostSpans, on: Int64s, late: LateTime) -> Int64s:
-    """For each stretch the index of the span that was open when it began and ended within it, -1 for none."""
-    found = np.full(len(late), -1, dtype=np.int64)
-    for one in np.unique(on):
-        here, mine = np.flatnonzero(on == one), np.flatnonzero(spans.track == one)
-        at = np.searchsorted(spans.start[mine], late.start[here]) - 1
-        here, index = here[at >= 0], mine[at[at >= 0]]
-        end = spans.end[index]
-        ended = (end >= late.start[here] - SYNC_SLACK_NS) & (end <= late.end[here])
-        found[here[ended]] = index[ended]
-    return found
-
-
-def _find_doing(events: HostEvents, track: Int64s, on: Int64s, late: LateTime) -> Int64s:
-    """The row of the operator, or of the call outside every operator, that takes most of each stretch; -1 for none."""
+def find_doing(events: HostEvents, late: LateTime) -> Int64s:
+    """The row of the operator, or of the call outside every operator, that takes most of each stretch; -1 where the
+    host did nothing on record."""
     is_range = np.zeros(len(events.spans), dtype=np.bool_)
     is_range[events.first_range : events.first_launch] = True
     order = np.argsort(late.start, kind="stable")
     # Only spans that reach into a stretch: it must begin before the span ends, and end after the span begins.
     last = np.searchsorted(late.start[order], events.spans.end)
     first = np.searchsorted(late.end[order], events.spans.start, side="right")
-    spans, rows = _outermost_of(events.spans, track, np.flatnonzero((last > first) & ~is_range))
-    longest, _ = find_longest(spans, on, late.start, late.end)
-    return rows[longest] if len(rows) else longest
+    spans, rows = _outermost_of(events, np.flatnonzero((last > first) & ~is_range))
+    longest = find_longest(spans, events.turns[events.first_launch + late.launch_row], late.start, late.end)
+    found = np.full(len(late), -1, dtype=np.int64)
+    found[longest >= 0] = rows[longest[longest >= 0]]
+    return found

@@ -84,22 +84,30 @@ def _last_over(first: Int64s, last: Int64s, length: int) -> Int64s:
     return over
 
 
-def find_longest(spans: HostSpans, track: Int64s, start: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
-    """For each stretch [start, end) of a track the row of the span that takes most of it, -1 for none, and the ns that
-    all spans take of it. Neither the spans of a track nor the stretches may overlap."""
-    row = np.full(len(start), -1, dtype=np.int64)
-    covered_ns = np.zeros(len(start), dtype=np.int64)
+def find_overlaps(spans: HostSpans, track: Int64s, start: Int64s, end: Int64s) -> tuple[Int64s, Int64s]:
+    """Which spans share some time with which stretches [start, end) of their track: rows of stretches and of spans, a
+    pair each. The spans of a track may not overlap."""
+    stretches, found = [_NO_ROWS], [_NO_ROWS]
     rows_of = rows_of_each(spans.track)
     for one, here in rows_of_each(track).items():
         rows = rows_of.get(one, _NO_ROWS)
         first = np.searchsorted(spans.end[rows], start[here], side="right")
         last = np.searchsorted(spans.start[rows], end[here])
         count = np.maximum(last - first, 0)
-        stretch = np.repeat(here, count)
-        span = rows[np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count)]
-        inside = np.minimum(spans.end[span], end[stretch]) - np.maximum(spans.start[span], start[stretch])
-        np.add.at(covered_ns, stretch, inside)
-        # Of several assignments to one place the last one holds: the longest.
-        order = np.argsort(inside, kind="stable")
-        row[stretch[order]] = span[order]
-    return row, covered_ns
+        stretches.append(np.repeat(here, count))
+        found.append(rows[np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count)])
+    stretch, span = np.concatenate(stretches), np.concatenate(found)
+    shared = np.minimum(spans.end[span], end[stretch]) > np.maximum(spans.start[span], start[stretch])
+    return stretch[shared], span[shared]
+
+
+def find_longest(spans: HostSpans, track: Int64s, start: Int64s, end: Int64s) -> Int64s:
+    """For each stretch [start, end) of a track the row of the span that takes most of it, -1 where none takes any. The
+    spans of a track may not overlap."""
+    row = np.full(len(start), -1, dtype=np.int64)
+    stretch, span = find_overlaps(spans, track, start, end)
+    inside = np.minimum(spans.end[span], end[stretch]) - np.maximum(spans.start[span], start[stretch])
+    # Of several assignments to one place the last one holds: the longest.
+    order = np.argsort(inside, kind="stable")
+    row[stretch[order]] = span[order]
+    return row

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from speedprof.analyses.breakdown import find_window
-from speedprof.analyses.gap_causes import GapCause, HostEvents, LateTime, find_host_causes
+from speedprof.analyses.gap_causes import CauseTime, GapCause, HostEvents, LateTime, find_doing, find_host_causes
 from speedprof.analyses.traced_steps import in_traced_windows
 from speedprof.trace.intervals import Bools, Int64s, Intervals, union
 from speedprof.trace.model import Timeline, Trace
@@ -25,7 +25,8 @@ LAUNCH_RESOLUTION_NS = 5_000
 class GapGroup:
     """Idle time of one cause with the same range, operator and call on the host, over the traced training steps.
 
-    `num_gaps` counts rows of `IdleGaps.table`; `longest_step` is None before the first step window.
+    `num_gaps` counts the gaps that it has a part in. The longest is that of its rows of `IdleGaps.table`;
+    `longest_step` is None before the first step window.
     """
 
     cause: GapCause
@@ -44,14 +45,16 @@ class IdleGaps:
     """The idle time of one rank, gap by gap.
 
     `table` covers the whole capture, sorted by start, and tiles the idle time of the partition exactly. A gap is cut
-    where the work that ends it is launched and where a step's window begins, so that a row has one cause and one step:
+    where the work that ends it is launched, before that where what the host is late for changes (see `GapCause`), and
+    where a step's window begins, so that a row has one cause and one step:
     `start_ns`, `end_ns`, `cause`, `step` (of the window it lies in, null before the first), `range`, `op` and `call`
     (what the host was at, null where not known) and `kernel` (the work that ends the gap).
 
     Of a late launch without further cause, `op` is the operator that launched, or where none did the operator or call
-    that took most of the time before it, and `call` the launch. With a cause that the trace shows, they are those of
-    the cause: the synchronizing call and the operator around it, or the operator that loads data. `range` is the
-    innermost range of the user's around that, or where there is none the call of a compiled graph.
+    that took most of the row's time, null where nothing ran on record, and `call` the launch. With a cause that the
+    trace shows, they are those of the cause: the synchronizing call and the operator around it, or the operator that
+    loads data. `range` is the innermost range of the user's around that, or where there is none the call of a compiled
+    graph.
 
     `groups`, costliest first, and `by_cause` (ns, costliest first) cover the traced training steps alone, or the whole
     capture where there are none. On a host timeline everything is empty.
@@ -66,15 +69,13 @@ def measure_idle_gaps(trace: Trace) -> IdleGaps:
     """Every stretch of the capture in which the device ran nothing, and why."""
     if trace.timeline is Timeline.HOST or trace.kernels.is_empty():
         return IdleGaps(table=_empty_table(), groups=(), by_cause={})
-    gaps = _find_gaps(trace)
-    rows = _cut(gaps, _step_starts(trace))
-    table = _make_table(trace, gaps, rows)
-    groups = _group(table.filter(pl.Series(in_traced_windows(trace, rows.start))))
+    rows = _make_rows(trace, _find_gaps(trace))
+    groups = _group(rows.filter(pl.Series(in_traced_windows(trace, to_numpy(rows["start_ns"])))))
     by_cause: dict[GapCause, int] = {}
     for group in groups:
         by_cause[group.cause] = by_cause.get(group.cause, 0) + group.total_ns
     return IdleGaps(
-        table=table,
+        table=rows.drop("gap"),
         groups=groups,
         by_cause=dict(sorted(by_cause.items(), key=lambda item: -item[1])),
     )
@@ -137,9 +138,9 @@ class _Rows:
     is_late: Bools
 
 
-def _cut(gaps: _Gaps, step_starts: Int64s) -> _Rows:
-    """Every gap cut at the launch that ends it and at the borders of windows."""
-    borders = np.sort(np.concatenate((step_starts, gaps.launched)))
+def _cut(gaps: _Gaps, times: Int64s) -> _Rows:
+    """Every gap cut at the launch that ends it and at those of the times that lie in it."""
+    borders = np.sort(np.concatenate((times, gaps.launched)))
     borders = borders[np.diff(borders, append=np.iinfo(np.int64).max) > 0]
     first = np.searchsorted(borders, gaps.idle.start, side="right")
     count = np.searchsorted(borders, gaps.idle.end) - first + 1
@@ -153,29 +154,61 @@ def _cut(gaps: _Gaps, step_starts: Int64s) -> _Rows:
     return _Rows(gap=gap, start=start, end=end, is_late=start < gaps.launched[gap])
 
 
-def _make_table(trace: Trace, gaps: _Gaps, rows: _Rows) -> pl.DataFrame:
+def _make_rows(trace: Trace, gaps: _Gaps) -> pl.DataFrame:
+    """The table, and in the column gap which gap each row is a part of."""
     events = HostEvents.of(trace)
-    launch_row = gaps.launch_row[rows.gap]
-    late = np.flatnonzero(rows.is_late)
-    found = find_host_causes(events, LateTime(start=rows.start[late], end=rows.end[late], launch_row=launch_row[late]))
-    causes = [GapCause.QUEUED, GapCause.BELOW_LAUNCH_RESOLUTION, GapCause.UNLINKED, *found.cause]
-    cause = np.where(launch_row < 0, 2, rows.end - rows.start <= LAUNCH_RESOLUTION_NS)
-    cause[late] = 3 + found.cause_index
-    blamed = np.where(launch_row < 0, -1, events.first_launch + launch_row)
-    blamed[late] = found.blamed_row
-    doing = np.full(len(blamed), -1, dtype=np.int64)
-    is_unexplained = found.blamed_row == events.first_launch + launch_row[late]
-    doing[late] = np.where(is_unexplained, found.doing_row, -1)
-    return pl.DataFrame(
-        [
-            int_column(rows.start).alias("start_ns"),
-            int_column(rows.end).alias("end_ns"),
-            text_column([one.value for one in causes], cause).alias("cause"),
-            _steps_at(trace, rows.start).alias("step"),
-            *_names(events, blamed, doing),
-            trace.kernels["name"].gather(gaps.kernel_row[rows.gap]).alias("kernel"),
-        ]
+    late = LateTime(start=gaps.idle.start, end=gaps.launched, launch_row=gaps.launch_row)
+    causes = find_host_causes(events, late.take(gaps.launched > gaps.idle.start))
+    borders = [border for one in causes for border in (one.start, one.end)]
+    rows = _cut(gaps, np.concatenate((_step_starts(trace), *borders)))
+    cause, blamed, doing = _blame(events, rows, gaps.launch_row[rows.gap], causes)
+    return _join_equal(
+        pl.DataFrame(
+            [
+                int_column(rows.start).alias("start_ns"),
+                int_column(rows.end).alias("end_ns"),
+                text_column([one.value for one in _CAUSES], cause).alias("cause"),
+                _steps_at(trace, rows.start).alias("step"),
+                *_names(events, blamed, doing),
+                trace.kernels["name"].gather(gaps.kernel_row[rows.gap]).alias("kernel"),
+                int_column(rows.gap).alias("gap"),
+            ]
+        )
     )
+
+
+_CAUSES = tuple(GapCause)
+
+
+def _blame(
+    events: HostEvents, rows: _Rows, launch_row: Int64s, causes: list[CauseTime]
+) -> tuple[Int64s, Int64s, Int64s]:
+    """Of each row the index of its cause, the row of `HostEvents` to blame, and where the launch is late for no reason
+    that shows, the one that took most of the time; -1 for none."""
+    is_short = rows.end - rows.start <= LAUNCH_RESOLUTION_NS
+    cause = np.where(is_short, _CAUSES.index(GapCause.BELOW_LAUNCH_RESOLUTION), _CAUSES.index(GapCause.QUEUED))
+    cause[launch_row < 0] = _CAUSES.index(GapCause.UNLINKED)
+    cause[rows.is_late] = _CAUSES.index(GapCause.LATE_LAUNCH)
+    launch = np.where(launch_row < 0, -1, events.first_launch + launch_row)
+    blamed = launch.copy()
+    for one in reversed(causes):
+        # Their parts lie before launches, and rows are cut at the borders of each: a row lies in one or outside it.
+        found = one.blamed_at(rows.start)
+        cause[found >= 0] = _CAUSES.index(one.cause)
+        blamed[found >= 0] = found[found >= 0]
+    doing = np.full(len(blamed), -1, dtype=np.int64)
+    late = np.flatnonzero(cause == _CAUSES.index(GapCause.LATE_LAUNCH))
+    doing[late] = find_doing(events, LateTime(start=rows.start[late], end=rows.end[late], launch_row=launch_row[late]))
+    return cause, blamed, doing
+
+
+def _join_equal(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows that meet in a gap and say the same made one, as of calls that follow one another at once."""
+    said = [pl.col(name).to_physical() for name in ("gap", "cause", "step", "range", "op", "call")]
+    differs = rows.select(pl.any_horizontal(one.ne_missing(one.shift()) for one in said)).to_series()
+    first = np.flatnonzero(differs.to_numpy())
+    last = np.append(first[1:], len(rows)) - 1
+    return rows[first].with_columns(rows["end_ns"].gather(last)) if len(first) < len(rows) else rows
 
 
 def _names(events: HostEvents, blamed: Int64s, doing: Int64s) -> list[pl.Series]:
@@ -216,7 +249,7 @@ def _group(table: pl.DataFrame) -> tuple[GapGroup, ...]:
     found = (
         table.group_by("cause", "range", "op", "call", maintain_order=True)
         .agg(
-            pl.len().cast(pl.Int64).alias("num_gaps"),
+            pl.col("gap").n_unique().cast(pl.Int64).alias("num_gaps"),
             ns.sum().alias("total_ns"),
             ns.max().alias("longest_ns"),
             pl.col("start_ns").get(longest).alias("longest_start_ns"),

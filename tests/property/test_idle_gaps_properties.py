@@ -3,15 +3,16 @@
 from itertools import pairwise
 
 import numpy as np
-from builders import kineto_text, read_text, rows_to_events
+from builders import THREADS, kineto_text, read_text, rows_to_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speedprof.analyses.breakdown import measure_breakdown
-from speedprof.analyses.host_spans import HostSpans, find_innermost, find_longest
+from speedprof.analyses.host_spans import HostSpans, find_innermost, find_longest, find_overlaps
 from speedprof.analyses.idle_gaps import measure_idle_gaps
 from speedprof.analyses.top_kernels import measure_kernels
 from speedprof.trace.intervals import innermost
+from speedprof.trace.occupied import find_compute_threads
 
 # Times are thousands of ns, so that gaps are shorter and longer than the resolution of launches.
 TIME = st.integers(0, 60)
@@ -28,6 +29,7 @@ HOST = st.lists(
                 "speedprof.range/a",
                 "cudaMalloc",
                 "cudaStreamSynchronize",
+                "gc.collect",
             ]
         ),
         st.sampled_from(["main", "autograd"]),
@@ -89,6 +91,104 @@ def test_groups_sum_to_the_idle_time_of_the_training_steps(kernels, host, border
     assert all(0 < group.longest_ns <= group.total_ns for group in found.groups)
 
 
+EVIDENCE = {"gc.collect": "gc", "cudaMalloc": "allocator", "DataLoader": "input", "cudaStreamSynchronize": "sync"}
+
+
+def causes_by_hand(trace, host):
+    """What the host is late for in each µs in which the device waits for a launch, looked up µs by µs."""
+    together = {name for name, number in THREADS.items() if number in find_compute_threads(trace)}
+    work = [
+        (row["start_ns"] // 1000, row["end_ns"] // 1000, row["launch_start_ns"])
+        for row in trace.kernels.iter_rows(named=True)
+    ]
+    busy = {at for start, end, _ in work for at in range(start, end)}
+    found = {}
+    idle = [at for at in range(work[0][0], max(end for _, end, _ in work)) if at not in busy]
+    for begin in [at for at in idle if at - 1 not in idle]:
+        end = next(at for at in range(begin, 99) if at not in idle)
+        ends = [one for one in work if one[0] == end]
+        ends = [one for one in ends if one[2] is not None] if any(b > a for a, b, _ in ends) else ends
+        ends = [one for one in ends if one[1] > end] or ends
+        launched = ends[0][2] // 1000 if ends and ends[0][2] is not None else begin
+        turn = together if "main" in together else {"main"}
+        found |= causes_of_gap(begin, end, launched, [(name, a, b) for name, thread, a, b in host if thread in turn])
+    return found
+
+
+def causes_of_gap(begin, end, launched, host):
+    late = dict.fromkeys(range(begin, min(end, launched)), "late_launch")
+    for cause in ("sync", "input", "allocator", "gc"):
+        reach = -1
+        mine = sorted((min(a, b), -max(a, b)) for name, a, b in host if EVIDENCE.get(name) == cause)
+        top_level = []
+        for start, minus_end in mine:
+            if start >= reach and not (name_is_call(cause) and -minus_end > launched):
+                top_level.append((start, -minus_end))
+            reach = max(reach, -minus_end)
+        covered = {at for a, b in top_level for at in range(a, b)}
+        if cause == "sync":
+            held = [(a, b) for a, b in top_level if a < begin and b >= begin - 5 and a < b]
+            lead = sum(min(b, begin) - a for a, b in held)
+            after = max([begin, *(b for _, b in held)])
+            covered |= set(range(after, after + lead))
+        late |= {at: cause for at in covered if at in late}
+    return late
+
+
+def name_is_call(cause):
+    return cause in ("sync", "allocator")
+
+
+# Little work, far apart and launched just before it runs, so that the host is late most of the time; calls that wait
+# for it and return at about its end; and whatever else may hold the host back.
+SPARSE_KERNELS = st.lists(
+    st.tuples(TIME, st.integers(0, 6), st.integers(0, 2)).map(
+        lambda one: ("gemm", one[0], one[0] + one[1], one[2], max(one[0] - one[2], 0))
+    ),
+    min_size=2,
+    max_size=5,
+)
+WAITS = st.lists(st.none() | st.tuples(st.integers(0, 9), st.integers(-6, 6)), min_size=5, max_size=5)
+BUSY_HOST = st.lists(
+    st.tuples(
+        st.sampled_from([*EVIDENCE, "aten::mm", "autograd::engine::x"]),
+        st.sampled_from(["main", "main", "autograd"]),
+        TIME,
+        st.integers(0, 12),
+    ).map(lambda one: (*one[:3], one[2] + one[3])),
+    max_size=6,
+)
+
+
+def wait_for(kernel, lasting, later):
+    """A call that returns so much later than the kernel ends."""
+    end = max(kernel[2] + later, 0)
+    return ("cudaStreamSynchronize", "main", max(end - lasting, 0), end)
+
+
+@settings(deadline=None, max_examples=300)
+@given(SPARSE_KERNELS, WAITS, BUSY_HOST, BORDERS)
+def test_every_instant_before_a_launch_has_the_cause_that_covers_it(kernels, waits, host, borders):
+    host = host + [wait_for(kernel, *wait) for kernel, wait in zip(kernels, waits, strict=False) if wait]
+    trace = trace_of(kernels, host, borders)
+    table = measure_idle_gaps(trace).table
+    told = {
+        at: row["cause"]
+        for row in table.iter_rows(named=True)
+        for at in range(row["start_ns"] // 1000, row["end_ns"] // 1000)
+        if row["cause"] in {"late_launch", *EVIDENCE.values()}
+    }
+    assert told == causes_by_hand(trace, host)
+    # Rows that meet and say the same are one.
+    said = table.drop("kernel").rows()
+    assert not any(a[1] == b[0] and a[2:] == b[2:] and is_same_gap(trace, b[0]) for a, b in pairwise(said))
+
+
+def is_same_gap(trace, time):
+    """Whether no work stands at this time, not even of zero length."""
+    return time not in set(trace.kernels["start_ns"].to_list())
+
+
 @settings(deadline=None, max_examples=100)
 @given(KERNELS, HOST, BORDERS)
 def test_time_alone_is_what_one_row_of_kernels_runs(kernels, host, borders):
@@ -126,13 +226,15 @@ def test_the_innermost_span_is_that_of_intervals(spans, asked):
 @given(SPANS, SPANS)
 def test_the_longest_span_takes_most_of_a_stretch(spans, stretches):
     spans, stretches = to_spans(spans), to_spans(stretches)
-    apart = spans.find_outermost() & (spans.end > spans.start)
-    spans = spans.take(apart)
+    spans = spans.take(spans.find_outermost())
     stretches = stretches.take(stretches.find_outermost() & (stretches.end > stretches.start))
-    row, covered_ns = find_longest(spans, stretches.track, stretches.start, stretches.end)
+    row = find_longest(spans, stretches.track, stretches.start, stretches.end)
+    stretch, span = find_overlaps(spans, stretches.track, stretches.start, stretches.end)
+    pairs = set(zip(stretch.tolist(), span.tolist(), strict=True))
+    assert len(pairs) == len(stretch)
     for at in range(len(stretches)):
         same = spans.track == stretches.track[at]
         inside = np.minimum(spans.end, stretches.end[at]) - np.maximum(spans.start, stretches.start[at])
         inside = np.where(same, np.maximum(inside, 0), 0)
-        assert covered_ns[at] == inside.sum()
+        assert {one for place, one in pairs if place == at} == set(np.flatnonzero(inside).tolist())
         assert (row[at] < 0 and not inside.any()) or inside[row[at]] == inside.max() > 0
