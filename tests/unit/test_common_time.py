@@ -84,7 +84,7 @@ def test_waiting_is_cut_at_steps_and_at_the_start_of_the_second_last_rank() -> N
     """)
     match = match_in_order(ranks)
     waiting = find_waiting([cut_exposed(rank, match) for rank in ranks], match, find_common_time(ranks))
-    # Rank 0 waits 50..150 but for the compute of 100..110, rank 1 80..150 but for 100..105; rank 1 is the second last, at 80.
+    # Rank 0 waits 50..150 but for the compute of 100..110, rank 1 80..150 but for 100..105. Rank 1 is second last.
     assert set(waiting.select("last_rank", "collective").iter_rows()) == {(2, 0)}
     assert waiting.select("rank", "window", "ns", "gain_ns").rows() == [
         (0, 0, 50, 20),
