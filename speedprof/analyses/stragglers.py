@@ -131,7 +131,7 @@ def find_stragglers(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> tu
             Straggler(
                 rank=rank,
                 cost_ns=round(cost.mean_ns),
-                cost_interval_ns=cost.interval_ns,
+                cost_interval_ns=_find_cost_interval(waiting, rank, len(ranks) - 1, common),
                 gain_ns=round(cost.gain_ns),
                 as_late=_find_as_late(waiting, match, rank),
                 share=cost.caused_ns / total_ns,
@@ -160,23 +160,29 @@ class _Cost:
     by_rank: Mapping[int, int]
     mean_ns: float
     gain_ns: float
-    interval_ns: tuple[int, int] | None
 
 
 def _measure_cost(waiting: pl.DataFrame, rank: int, num_others: int, common: CommonTime) -> _Cost:
     mine = waiting.filter(pl.col("last_rank") == rank)
     caused_ns = int(mine["ns"].sum())
-    interval = None
-    if common.steps:
-        by_step = np.bincount(mine["window"].to_numpy(), mine["ns"].to_numpy(), minlength=common.num_windows)
-        interval = interval_of_mean(by_step / num_others, fewest=MIN_STEPS_FOR_INTERVAL)
     return _Cost(
         caused_ns=caused_ns,
         by_rank=dict(mine.group_by("rank").agg(pl.col("ns").sum()).sort("rank").iter_rows()),
         mean_ns=caused_ns * common.per_step / num_others,
         gain_ns=int(mine["gain_ns"].sum()) * common.per_step / num_others,
-        interval_ns=(max(round(interval[0]), 0), round(interval[1])) if interval else None,
     )
+
+
+def _find_cost_interval(
+    waiting: pl.DataFrame, rank: int, num_others: int, common: CommonTime
+) -> tuple[int, int] | None:
+    """No one waits for less than 0 ns: an interval does not reach below."""
+    if not common.steps:
+        return None
+    mine = waiting.filter(pl.col("last_rank") == rank)
+    by_step = np.bincount(mine["window"].to_numpy(), mine["ns"].to_numpy(), minlength=common.num_windows)
+    interval = interval_of_mean(by_step / num_others, fewest=MIN_STEPS_FOR_INTERVAL)
+    return (max(round(interval[0]), 0), round(interval[1])) if interval else None
 
 
 def _find_as_late(waiting: pl.DataFrame, match: CollectiveMatch, rank: int) -> tuple[int, ...]:
