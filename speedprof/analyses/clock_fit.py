@@ -44,14 +44,22 @@ class RankPair:
         """Whether the files themselves say of both ranks' parts which belong together."""
         return bool(np.isin(self.first.tag[self.first.tag != UNKNOWN], self.second.tag).any())
 
-    def shortened(self) -> RankPair:
+    def shortened(self, longest: int = _LONGEST_TRIED) -> RankPair:
         """The same with no more of the first rank than is needed to try many offsets: the middle of its parts."""
         length = len(self.first)
-        if length <= _LONGEST_TRIED:
+        if length <= longest:
             return self
-        begin = (length - _LONGEST_TRIED) // 2
-        first = self.first.take(np.arange(begin, begin + _LONGEST_TRIED))
+        begin = (length - longest) // 2
+        first = self.first.take(np.arange(begin, begin + longest))
         return replace(self, first=first, first_capture=(int(first.start.min()), int(first.end.max())))
+
+    def nearby(self, reach: int) -> RankPair:
+        """The same without what of the second rank lies farther from the first than `reach` times what that spans."""
+        start, end = int(self.first.start.min()), int(self.first.end.max())
+        start, end = start - reach * (end - start), end + reach * (end - start)
+        is_near = (self.second.start >= start) & (self.second.end <= end)
+        capture = max(self.second_capture[0], start), min(self.second_capture[1], end)
+        return replace(self, second=self.second.take(is_near), second_capture=capture)
 
     def are_apart(self, offset_ns: int) -> bool:
         """Whether the captures have no time in common."""

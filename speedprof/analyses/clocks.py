@@ -25,6 +25,11 @@ _FEWEST_FOR_OFFSET = 4
 # The true offset leaves a residual smaller by this factor than any other: than none, or than one wrong by a step, since
 # steps differ in length by far more than the ends of a collective lie apart. Else nobody can tell which is true.
 _LEAST_ADVANTAGE = 3
+# Collectives that fit well without an offset may still be a step apart, where steps are nearly alike. Ends then lie
+# farther apart than on clocks of one host, a step's collectives have no mates, and the true offset explains more. It is
+# looked for with this many collectives, and no farther away than this many times the time that they take.
+_MOST_AGAINST_CLOSE = 256
+_FARTHEST_AGAINST_CLOSE = 4
 # Residuals below this are as good as none: clocks are read to a microsecond.
 _LEAST_RESIDUAL_NS = NS_PER_US
 # On other clocks, parts of a collective may seem to miss each other by as much as this many residuals.
@@ -106,12 +111,18 @@ def _count_shared(parts: Parts, num_ranks: int) -> Int64s:
 def _settle(pair: RankPair, rank: int, other: int) -> Fit | str:
     """The fit of two ranks on one clock, without an offset unless one is clearly better; or why there is none."""
     plain = measure_fit(pair, 0)
-    if plain.is_close and not _is_shifted(plain):
+    fits = plain.is_close and not _is_shifted(plain)
+    if fits and not _may_be_steps_apart(pair, plain):
         return plain
     piece = pair.shortened()
+    if fits:
+        piece = pair.shortened(_MOST_AGAINST_CLOSE).nearby(_FARTHEST_AGAINST_CLOSE)
     found = [_refine(piece, offset) for offset in _candidates(pair, plain, piece)]
     least = LEAST_OFFSET_NS if plain.is_sound else 0
-    found = [fit for fit in found if abs(fit.offset_ns) > least and _explains_enough(fit, piece)]
+    fewest = measure_fit(piece, 0).num_pairs + 1 if fits else 0
+    found = [
+        fit for fit in found if abs(fit.offset_ns) > least and fit.num_pairs >= fewest and _explains_enough(fit, piece)
+    ]
     found.sort(key=lambda fit: (fit.residual_ns, abs(fit.offset_ns), fit.offset_ns))
     if plain.is_sound and not (found and _beats(found[0], plain)):
         return plain
@@ -148,6 +159,12 @@ def _slack_of(fit: Fit) -> int:
 def _is_shifted(fit: Fit) -> bool:
     """Whether all ends differ by about the same, and by more than on clocks of one host."""
     return abs(fit.difference_ns) > max(LEAST_OFFSET_NS, _LEAST_SIGNIFICANCE * fit.residual_ns)
+
+
+def _may_be_steps_apart(pair: RankPair, close: Fit) -> bool:
+    """Whether collectives that fit without an offset may be those of other steps: too far apart, and some alone."""
+    is_apart = max(close.residual_ns, abs(close.difference_ns)) > CLOCK_NOISE_NS
+    return is_apart and close.num_pairs < pair.num_shorter and not pair.is_numbered
 
 
 def _explains_enough(fit: Fit, pair: RankPair) -> bool:

@@ -214,3 +214,14 @@ def test_the_first_half_of_one_rank_is_not_matched_with_the_second_half_of_anoth
     assert match_collectives(halves).refused_because == (
         "the captures of ranks 0 and 1 have no time in common, and no clock offset fits both"
     )
+
+
+@pytest.mark.parametrize("num_steps", [3, 8])
+def test_a_clock_that_is_off_by_a_step_is_found_where_steps_are_nearly_alike(num_steps):
+    # Steps last 20 ms and 10 us or more, each 4 us longer than the one before: moved by a step, ends still lie close.
+    starts = [20_010 * step + 2 * step * step for step in range(num_steps)]
+    ends = [start + within for start in starts for within in (1_000, 6_000, 15_000)]
+    run, found = match_two(draw(ends), draw(ends), 20 * MS)
+    assert clocks_of(found) == [(0, 0), (1, 20 * MS)]
+    assert (found.num_matched, found.num_matchable, found.certainty) == (3 * num_steps, 3 * num_steps, 1.0)
+    assert all(len({truth for _, truth in one}) == 1 for one in run.truth_of(found.instances).values())
