@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -55,6 +55,11 @@ class ExposedParts:
     exposed: Intervals
     transfer: Intervals
     wait: Intervals
+
+    def over_capture(self) -> ExposedParts:
+        """The same, counted over the whole capture."""
+        start, end = np.array([self.rank.start_ns]), np.array([self.rank.end_ns])
+        return replace(self, counted=union(start, end))
 
     def split(self, start: Int64s, end: Int64s) -> Int64s:
         """Wait, transfer and unsplit ns within each window [start, end): one row of three for each."""

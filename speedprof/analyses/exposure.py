@@ -89,7 +89,8 @@ class RankExposure:
     traced step's window, in their order; `waits` (most first), `stages` (by stage and group) and `collectives`
     (most exposed first) cover the traced steps, or the whole capture where there are none. `contention_ns` is an
     estimate inside transfer: by how much the exposed transfers took longer than the fastest equal collective seen on
-    any rank. None where no collective has its equal; `contention_basis` says what it rests on.
+    any rank. None where no collective has its equal; `contention_basis` says what it rests on. `capture_waits` and
+    `capture_contention_ns` are the same over the whole capture: the waits sum to the split's.
     """
 
     rank: int
@@ -100,6 +101,8 @@ class RankExposure:
     collectives: tuple[CollectiveTime, ...]
     contention_ns: int | None
     contention_basis: str | None
+    capture_waits: tuple[Wait, ...] = ()
+    capture_contention_ns: int | None = None
 
 
 def measure_exposure(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> tuple[RankExposure, ...]:
@@ -119,8 +122,10 @@ def measure_exposure(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> t
     parts = [cut_exposed(rank, match) for rank in ranks]
     waits = _measure_waits(parts)
     contention = estimate_contention(parts, match)
+    of_capture = [part.over_capture() for part in parts]
+    capture_waits, capture_contention = _measure_waits(of_capture), estimate_contention(of_capture, match)
     found = []
-    for part, estimate in zip(parts, contention, strict=True):
+    for part, estimate, of_all in zip(parts, contention, capture_contention, strict=True):
         rank, rows = part.rank, _counted_rows(part)
         windows = [(rank.start_ns, rank.end_ns), *((step.start_ns, step.end_ns) for step in rank.steps)]
         whole, *steps = _splits(part.split(*np.array(windows, dtype=np.int64).T))
@@ -134,6 +139,8 @@ def measure_exposure(ranks: Sequence[RankTimeline], match: CollectiveMatch) -> t
                 collectives=_measure_collectives(part, rows),
                 contention_ns=estimate.ns if estimate else None,
                 contention_basis=estimate.basis if estimate else None,
+                capture_waits=capture_waits[rank.rank],
+                capture_contention_ns=of_all.ns if of_all else None,
             )
         )
     return tuple(found)

@@ -13,7 +13,7 @@ from speedprof.analyses.copies import measure_copies
 from speedprof.analyses.exposure import measure_exposure
 from speedprof.analyses.idle_gaps import measure_idle_gaps
 from speedprof.analyses.launches import measure_launches
-from speedprof.analyses.matching import match_collectives
+from speedprof.analyses.matching import CollectiveMatch, match_collectives
 from speedprof.analyses.stages import measure_stages
 from speedprof.analyses.step_time import StepTime
 from speedprof.analyses.stragglers import find_stragglers
@@ -76,6 +76,12 @@ def compare_ranks(
         bandwidths=measure_bandwidth(whole, match) if match else (),
         stragglers=find_stragglers(whole, match) if match and can_tell_overlap else (),
         step_times=step_times,
-        notes=(*notes, *(note for one in ordered for note in one.notes)),
+        notes=(*notes, *_note_assumption(match, len(whole)), *(note for one in ordered for note in one.notes)),
         can_tell_overlap=can_tell_overlap,
     )
+
+
+def _note_assumption(match: CollectiveMatch | None, num_ranks: int) -> tuple[str, ...]:
+    if match is None or not match.assumes_complete:
+        return ()
+    return (f"the files do not say how many ranks the run had: it is taken to have had these {num_ranks} alone",)

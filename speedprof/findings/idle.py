@@ -115,6 +115,9 @@ _IDLE_HOST = _Rule(
 )
 
 
+_BY_CALL = frozenset({GapCause.SYNC, GapCause.ALLOCATOR})
+
+
 def find_idle_time(analysis: Analysis) -> Iterator[Finding]:
     """Idle time by cause; on CPU ranks, where causes are not known, all of it at once.
 
@@ -173,7 +176,8 @@ def _place(rank: RankAnalysis, rule: _Rule) -> str | None:
     whole_ns = sum(group.total_ns for group in groups)
     totals: dict[str, int] = {}
     for group in groups:
-        name = group.range or group.op or group.call
+        # The call is a place only where it is the cause: otherwise it is but the launch that ended the gap.
+        name = group.range or group.op or (group.call if group.cause in _BY_CALL else None)
         if name is not None:
             totals[name] = totals.get(name, 0) + group.total_ns
     name = max(totals, key=lambda one: totals[one], default=None)

@@ -50,11 +50,12 @@ class Report:
 def as_document(report: Report) -> dict[str, Any]:
     """The document of `analyze --json` and of report.json. Times are ns, instants ns since the Unix epoch.
 
-    A rank's `window_ns`, `partition` and `exposed_split` cover its whole capture, as does `error_budget.without`: that
-    partition without what is known only in part, kind by kind. Its `steps` are the traced training steps, and the
-    times of stages, copies, collectives, kernels, launches, idle gaps and waits are totals over them, or over the
-    capture where there are none. A step time's `typical_ns` is its median, or where steps alternate (`levels_ns`) its
-    mean; `interval_of` says of which of the two the interval is. What a damaged trace cannot tell is null.
+    A rank's `window_ns`, `partition`, `exposed_split`, `waited_for` and `contention_estimate_ns` cover its whole
+    capture, as does `error_budget.without`: that partition without what is known only in part, kind by kind. Its
+    `steps` are the traced training steps, and the times of stages, copies, collectives, kernels, launches, idle gaps
+    and `waited_for_in_steps` are totals over them, or over the capture where there are none. A step
+    time's `typical_ns` is its median, or where steps alternate (`levels_ns`) its mean; `interval_of` says of which of
+    the two the interval is. What a damaged trace cannot tell is null.
 
     Instants are on each rank's own clock; `offset_ns` of `clocks` is what is added to a rank's to bring it onto the
     common one, so a clock that is ahead has a negative one. Steps and `before_first_step` tile the capture, but for

@@ -10,7 +10,7 @@ import polars as pl
 
 from speedprof.analyses.analysis import RankAnalysis
 from speedprof.analyses.breakdown import Segment
-from speedprof.analyses.exposure import ExposedSplit, RankExposure
+from speedprof.analyses.exposure import ExposedSplit, RankExposure, Wait
 from speedprof.analyses.stages import StageTime
 from speedprof.report.means import capture_split, not_split, stage_split
 from speedprof.report.sections import Section
@@ -47,13 +47,16 @@ def rank_document(rank: RankAnalysis, sections: frozenset[Section]) -> dict[str,
     if Section.OVERLAP in sections:
         found |= {
             "exposed_split": asdict(capture_split(rank)),
-            "contention_estimate_ns": exposure.contention_ns if exposure else None,
+            "contention_estimate_ns": exposure.capture_contention_ns if exposure else None,
             "contention_basis": exposure.contention_basis if exposure else None,
             "collectives": _collectives(exposure),
             "stages": [_stage(rank, stage) for stage in _costliest_stages(rank.stages)],
         }
     if sections & {Section.OVERLAP, Section.STRAGGLERS}:
-        found |= {"waited_for": _waits(exposure)}
+        found |= {
+            "waited_for": _waits(exposure.capture_waits if exposure else ()),
+            "waited_for_in_steps": _waits(exposure.waits if exposure else ()),
+        }
     found |= _device_parts(rank, sections)
     return _without_sums(found) if rank.is_damaged else found
 
@@ -62,7 +65,8 @@ def rank_document(rank: RankAnalysis, sections: frozenset[Section]) -> dict[str,
 _SUMS = frozenset(
     {
         *("window_ns", "partition", "communication_ns", "overlapped_communication_ns", "exposed_split"),
-        *("contention_estimate_ns", "contention_basis", "collectives", "waited_for", "idle", "launches", "kernels"),
+        *("contention_estimate_ns", "contention_basis", "collectives", "waited_for", "waited_for_in_steps"),
+        *("idle", "launches", "num_kernels", "kernels"),
     }
 )
 
@@ -140,9 +144,7 @@ def _costliest_stages(stages: Sequence[StageTime]) -> list[StageTime]:
     return [stages[position] for position in sorted(order[:MOST_STAGES])]
 
 
-def _waits(exposure: RankExposure | None) -> list[dict[str, Any]]:
-    if exposure is None:
-        return []
+def _waits(waits: Sequence[Wait]) -> list[dict[str, Any]]:
     return [
         {
             "rank": wait.rank,
@@ -154,7 +156,7 @@ def _waits(exposure: RankExposure | None) -> list[dict[str, Any]]:
             "outside_ns": wait.outside_ns,
             "idle_by_cause": {cause.value: ns for cause, ns in wait.idle_by_cause.items()},
         }
-        for wait in exposure.waits[:MOST_WAITS]
+        for wait in waits[:MOST_WAITS]
     ]
 
 

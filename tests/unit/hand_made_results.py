@@ -84,9 +84,11 @@ def exposure(
         split=split(*(sum(getattr(one, f"{part}_ns") for one in steps) // 1_000 for part in PARTS)),
         steps=steps,
         waits=waits,
+        capture_waits=waits,
         stages={(one.stage, one.group): one.split for one in collectives if one.stage and one.group},
         collectives=collectives,
         contention_ns=None if contention_us is None else contention_us * 1_000,
+        capture_contention_ns=None if contention_us is None else contention_us * 1_000,
         contention_basis=None if contention_us is None else "10 of 12 transfers have an equal one",
     )
 

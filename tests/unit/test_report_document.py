@@ -173,7 +173,7 @@ def test_a_rank_that_was_compared_with_none_has_only_unsplit_time() -> None:
     (rank, _) = as_document(small_report())["ranks"]
     assert rank["exposed_split"] == {"wait_ns": 0, "transfer_ns": 0, "unsplit_ns": 1_800_000}
     assert rank["steps"][0]["exposed_split"] == {"wait_ns": 0, "transfer_ns": 0, "unsplit_ns": 1_000_000}
-    assert rank["waited_for"] == rank["collectives"] == []
+    assert rank["waited_for"] == rank["waited_for_in_steps"] == rank["collectives"] == []
     assert rank["contention_estimate_ns"] is None
 
 
@@ -274,10 +274,16 @@ ALWAYS_OF_A_RANK = {"rank", "is_damaged", "timeline", "window_ns", "num_steps"}
             {"collectives"},
             {
                 *("communication_ns", "overlapped_communication_ns", "steps", "exposed_split", "waited_for", "stages"),
-                *("contention_estimate_ns", "contention_basis", "collectives", "before_first_step"),
+                *(
+                    "contention_estimate_ns",
+                    "contention_basis",
+                    "collectives",
+                    "before_first_step",
+                    "waited_for_in_steps",
+                ),
             },
         ),
-        (Section.STRAGGLERS, {"collectives", "stragglers"}, {"waited_for"}),
+        (Section.STRAGGLERS, {"collectives", "stragglers"}, {"waited_for", "waited_for_in_steps"}),
         (Section.IDLE, set(), {"idle"}),
         (Section.LAUNCHES, set(), {"launches"}),
         (Section.KERNELS, set(), {"num_kernels", "kernels"}),
