@@ -6,25 +6,25 @@ from builders import build_traces
 from speedprof.analyses.analysis import Analysis
 from speedprof.analyses.measure import compare_ranks, measure_rank
 
-# Rank 1 begins every collective 200 ns after rank 0.
-TWO_LATE_STEPS = """
-0 | main   | speedprof.step/1 | 0    | 1000 |
-0 | main   | aten::mm         | 0    | 300  |
-0 | gloo 0 | gloo:all_reduce  | 300  | 600  |
-0 | main   | speedprof.step/2 | 1000 | 2000 |
-0 | main   | aten::mm         | 1000 | 1300 |
-0 | gloo 0 | gloo:all_reduce  | 1300 | 1600 |
-1 | main   | speedprof.step/1 | 0    | 1000 |
-1 | main   | aten::mm         | 0    | 500  |
-1 | gloo 0 | gloo:all_reduce  | 500  | 600  |
-1 | main   | speedprof.step/2 | 1000 | 2000 |
-1 | main   | aten::mm         | 1000 | 1500 |
-1 | gloo 0 | gloo:all_reduce  | 1500 | 1600 |
-"""
+NUM_STEPS = 12  # as many as it takes to tell a late rank from chance
+
+
+def late_steps() -> str:
+    """Rank 1 begins every collective 200 ns after rank 0."""
+    rows = []
+    for step in range(NUM_STEPS):
+        at = 1_000 * step
+        for rank, begin in ((0, at + 300), (1, at + 500)):
+            rows += [
+                f"{rank} | main   | speedprof.step/{step} | {at}    | {at + 1_000} |",
+                f"{rank} | main   | aten::mm              | {at}    | {begin}      |",
+                f"{rank} | gloo 0 | gloo:all_reduce       | {begin} | {at + 600}   |",
+            ]
+    return "\n".join(rows)
 
 
 def compared(ranks_share_cores: bool | None) -> Analysis:
-    measured = [measure_rank(trace) for trace in build_traces(TWO_LATE_STEPS).values()]
+    measured = [measure_rank(trace) for trace in build_traces(late_steps()).values()]
     return compare_ranks(measured, ranks_share_cores=ranks_share_cores)
 
 
