@@ -66,6 +66,8 @@ for _command in (capture, analyze, report, check):
 
 def main() -> None:
     """Run a command and leave with its exit code; what a user can mend is told in one line."""
+    if sys.stdout is None:  # closed by the shell (>&-): what is printed goes nowhere
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of ending us

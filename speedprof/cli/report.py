@@ -49,6 +49,7 @@ def report(
     from speedprof.cli.sources import find_source, report_on
     from speedprof.cli.trace_files import name_after
     from speedprof.cli.trace_options import choose_reading, choose_sections
+    from speedprof.report.text import make_plain
     from speedprof.run_dir import RunDir
 
     chosen, sections = choose_formats(formats), choose_sections(only)
@@ -62,6 +63,6 @@ def report(
         refuse_existing(folder, chosen)
     document = replace(report_on(source, reading), sections=sections)
     for path in write_reports(document, folder, chosen, reading=reading):
-        print(f"wrote {path}", file=sys.stderr)
+        print(f"wrote {make_plain(str(path), limit=2_000)}", file=sys.stderr)
     if open_page and Format.HTML in chosen:
         typer.launch(str(folder / "index.html"))

@@ -59,4 +59,4 @@ def name_after(paths: Sequence[Path]) -> str:
     name = whole[0].name
     for suffix in (".gz", ".json", ".trace", ".pt"):
         name = name.removesuffix(suffix)
-    return name or "traces"
+    return "traces" if name in ("", ".", "..") else name

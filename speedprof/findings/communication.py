@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from speedprof.analyses.analysis import Analysis, RankAnalysis
@@ -118,11 +118,12 @@ def _split_remark(split: ExposedSplit | None) -> str:
 
 def _stage_times(analysis: Analysis, ranks: list[RankAnalysis]) -> list[tuple[tuple[Slug, str], _Exposed]]:
     """The exposed time of each collective stage and group, that with the highest charge first."""
-    charges = {rank.rank: _charges(analysis, rank) for rank in ranks}
+    totals = {rank.rank: _stage_totals(rank) for rank in ranks}
+    charges = {rank.rank: _charges(analysis, rank, totals[rank.rank]) for rank in ranks}
     found = []
     for key in dict.fromkeys(key for rank in ranks for key in charges[rank.rank]):
         exposed = _Exposed(
-            measured={one.rank: per_window(one, _stage_ns(one, key)) for one in ranks},
+            measured={one.rank: per_window(one, totals[one.rank].get(key, 0)) for one in ranks},
             charged={one.rank: per_window(one, charges[one.rank].get(key, 0)) for one in ranks},
             split=_mean_split(ranks, [_stage_split(one, key) for one in ranks]),
         )
@@ -130,25 +131,30 @@ def _stage_times(analysis: Analysis, ranks: list[RankAnalysis]) -> list[tuple[tu
     return sorted(found, key=lambda one: -mean(one[1].charged))
 
 
-def _charges(analysis: Analysis, rank: RankAnalysis) -> dict[tuple[Slug, str], int]:
+def _charges(
+    analysis: Analysis, rank: RankAnalysis, totals: Mapping[tuple[Slug, str], int]
+) -> dict[tuple[Slug, str], int]:
     """What of each stage's exposed time on this rank is charged to it, in ns over its windows."""
     waited_ns = waited_for_stragglers(analysis, rank)
     wait_ns = sum(wait.ns for wait in rank.exposure.waits) if rank.exposure else 0
-    own = {}
-    for slug in _STAGES_OF:
-        for group in dict.fromkeys(stage.group for stage in rank.stages):
-            key = slug, group
-            # Of a stage's waiting, as much is for stragglers as of the rank's.
-            straggling_ns = _stage_split(rank, key).wait_ns * waited_ns // wait_ns if wait_ns else 0
-            own[key] = _stage_ns(rank, key) - straggling_ns
+    # Of a stage's waiting, as much is for stragglers as of the rank's.
+    own = {
+        key: total_ns - (_stage_split(rank, key).wait_ns * waited_ns // wait_ns if wait_ns else 0)
+        for key, total_ns in totals.items()
+    }
     left_ns = sum(step.partition.exposed_communication_ns for step in windows_of(rank)) - waited_ns
     scale = max(left_ns, sum(own.values()))
     return {key: ns * left_ns // scale if scale else 0 for key, ns in own.items()}
 
 
-def _stage_ns(rank: RankAnalysis, key: tuple[Slug, str]) -> int:
-    slug, group = key
-    return sum(stage.exposed_ns for stage in rank.stages if stage.stage in _STAGES_OF[slug] and stage.group == group)
+def _stage_totals(rank: RankAnalysis) -> dict[tuple[Slug, str], int]:
+    """The exposed time of each collective and group, waiting stages included, in ns over the rank's windows."""
+    totals: dict[tuple[Slug, str], int] = {}
+    for slug, stages in _STAGES_OF.items():
+        for stage in rank.stages:
+            if stage.stage in stages:
+                totals[slug, stage.group] = totals.get((slug, stage.group), 0) + stage.exposed_ns
+    return totals
 
 
 def _stage_split(rank: RankAnalysis, key: tuple[Slug, str]) -> ExposedSplit:

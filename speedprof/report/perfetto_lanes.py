@@ -13,6 +13,8 @@ from speedprof.trace.intervals import Int64s
 DEEPEST_NEST = 400
 # Slices that are made into Python's numbers at a time; those take ten times the room.
 _BLOCK_ROWS = 1 << 16
+# Lanes that are tried before a new one is begun: traces have a few, and thousands would take a time squared.
+_MOST_TRIED = 64
 _FOREVER = int(np.iinfo(np.int64).max)
 
 
@@ -70,7 +72,7 @@ def _stack_up(opens: Int64s, closes: Int64s, deepest: int) -> Int64s:
 
 
 def _next_lane(stacks: list[list[int]], begin: int, end: int, deepest: int) -> int:
-    for lane, stack in enumerate(stacks[1:], start=1):
+    for lane, stack in enumerate(stacks[1:_MOST_TRIED], start=1):
         while stack[-1] <= begin:
             stack.pop()
         if end <= stack[-1] and len(stack) <= deepest:

@@ -195,10 +195,48 @@ def _to_event(value: object) -> Event | None:
         value.pop("args", None)
     elif isinstance(args, dict):
         value["args"] = {key: sound_text(one) if isinstance(one, str) else one for key, one in args.items()}
+    event = _convert(value, Event)
+    if event is None and "args" in value:
+        # An argument of a wrong type costs itself, not the time of its event.
+        event = _convert({**value, "args": _sound_args(args)}, Event)
+    return event if isinstance(event, Event) else None
+
+
+_ARG_TYPES = {field.encode_name: field.type for field in msgspec.structs.fields(Args)}
+
+
+def _sound_args(args: object) -> dict[str, object]:
+    """The arguments that make sense: numbers also as text, and lists as their text."""
+    given = args if isinstance(args, dict) else {}
+    kept = {}
+    for name, kind in _ARG_TYPES.items():
+        value = given.get(name)
+        as_text = json.dumps(value) if isinstance(value, list) and kind == str | None else None
+        for candidate in (value, as_text, _as_number(value)):
+            sound = None if candidate is None else _convert(candidate, kind)
+            if sound is not None:
+                kept[name] = sound
+                break
+    return kept
+
+
+def _as_number(value: object) -> int | None:
     try:
-        return msgspec.convert(value, Event)
+        number = Decimal(value) if isinstance(value, str) and len(value) < _LONGEST_NUMBER else None
+        return int(number) if number is not None and number == number.to_integral_value() else None
+    except ArithmeticError:
+        return None
+
+
+_LONGEST_NUMBER = 40
+
+
+def _convert(value: object, kind: Any) -> object | None:
+    try:
+        converted: object = msgspec.convert(value, kind)
     except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeError):
         return None
+    return converted
 
 
 def sound_text(text: str) -> str:

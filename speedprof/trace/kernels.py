@@ -134,8 +134,15 @@ _COPY_CATEGORIES = frozenset({"gpu_memcpy", "Memcpy"})
 _MEMSET_CATEGORIES = frozenset({"gpu_memset", "Memset"})
 
 
+_MOST_SEARCHED = 1_000
+
+
 def name_collective(name: str, patterns: Iterable[CollectivePattern] = COLLECTIVE_PATTERNS) -> str | None:
-    """The collective that `name` stands for, `other` if it is one that the name does not tell, None if it is none."""
+    """The collective that `name` stands for, `other` if it is one that the name does not tell, None if it is none.
+
+    A library's mark stands at the head of a name: what follows the first thousand characters is not searched.
+    """
+    name = name[:_MOST_SEARCHED]
     for pattern in patterns:
         if pattern.regex.search(name):
             return pattern.collective or name_collective(name) or "other"
