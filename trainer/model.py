@@ -21,6 +21,7 @@ from trainer.attention import Sight, attend
 from trainer.config import TrainConfig
 from trainer.data import MicroBatch
 from trainer.errors import WRONG_USAGE, TrainerError
+from trainer.head import head_loss
 from trainer.vocabulary import END_OF_TEXT
 
 NUM_LAYERS = 12
@@ -34,7 +35,6 @@ BACKOUT_LAYER = 8
 
 NUM_GATE_CHANNELS = 12
 MLP_RATIO = 4
-SOFTCAP = 15.0
 TABLE_LEARNING_RATE_SCALE = 75.0  # of the embedding tables, against Adam's own rate
 SCALARS_LEARNING_RATE_SCALE = 5.0
 
@@ -182,14 +182,6 @@ def mlp_layer(x_TD: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Add the MLP with squared ReLU. Both weights are stored [D, 4 D], the shape that attention has."""
     hidden = functional.relu(functional.linear(rms_norm(x_TD), up.type_as(x_TD).T)).square()
     return x_TD + functional.linear(hidden, down.type_as(x_TD))
-
-
-def head_loss(x_TD: Tensor, backout_TD: Tensor, backout: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
-    """Sum over tokens of the cross entropy, under logits capped to 0 ... 30: the tanh softcap of 15, shifted by 15."""
-    x_TD = rms_norm(x_TD - backout.type_as(x_TD) * backout_TD)
-    logits_TV = 2 * SOFTCAP * torch.sigmoid(functional.linear(x_TD, head_VD) / (SOFTCAP / 2))
-    # Summed in fp32: a sum of 32,768 losses in bf16 would be off by half a percent.
-    return functional.cross_entropy(logits_TV, targets_T, reduction="none").float().sum()
 
 
 class Regions(NamedTuple):
