@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from speedprof import annotate
 from speedprof.annotate import Stage
+from trainer.shard_state import ShardState
 from trainer.sharding import GroupPlan, adam_plan, all_gather, reduce_scatter_mean
 
 ADAM_STAGES = (
@@ -62,6 +63,7 @@ class _Group:
         rank = dist.get_rank()
         filled = plan.filled_slots(rank)
         self.name = plan.name
+        self.index = plan.indices[0]
         self.parameter = parameter
         self.learning_rate_scale: float = getattr(parameter, "learning_rate_scale", 1.0)
         # Rows that divide need no buffer: gradients leave from .grad, and the gather writes into the parameter.
@@ -114,6 +116,10 @@ class _Group:
     def reset(self) -> None:
         self._mean.zero_()
         self._mean_square.zero_()
+
+    def state(self) -> ShardState:
+        tensors = {"mean": self._mean, "mean_square": self._mean_square}
+        return ShardState(index=self.index, begin=self._filled.start, tensors=tensors)
 
 
 class DistAdam:
@@ -199,6 +205,10 @@ class DistAdam:
         self.num_steps = 0
         for group in self._groups:
             group.reset()
+
+    def states(self) -> list[ShardState]:
+        """What this rank remembers, for a checkpoint; `num_steps` belongs to it."""
+        return [group.state() for group in self._groups]
 
     def plan(self) -> list[dict[str, Any]]:
         """The groups in the order in which they are updated, as JSON values; what `annotate.declare` takes."""

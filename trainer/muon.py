@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from speedprof import annotate
 from speedprof.annotate import Stage
 from trainer.orthogonalise import Method, orthogonalise
+from trainer.shard_state import ShardState
 from trainer.sharding import NUM_ATTENTION_MATRICES, GroupPlan, all_gather, muon_plan, reduce_scatter_mean
 
 MUON_STAGES = (
@@ -117,6 +118,7 @@ class _Group:
         self.name = plan.name
         self._parameters: list[Tensor] = [parameters[index] for index in plan.indices]
         self._own = self._parameters[filled.start : filled.stop]
+        self._own_indices = plan.indices[filled.start : filled.stop]
         self._matrices = (len(filled) * split, rows, columns // split)
         # One buffer for both directions: gradients on their way out, parameters on their way back.
         self._stack = torch.zeros(plan.num_slots, rows, columns, dtype=plan.dtype, device=device)
@@ -167,6 +169,18 @@ class _Group:
     def reset(self) -> None:
         self._momentum.zero_()
         self._mean_square.zero_()
+
+    def states(self) -> list[ShardState]:
+        parts = zip(
+            self._own_indices,
+            self._momentum.tensor_split(max(len(self._own), 1)),
+            self._mean_square.tensor_split(max(len(self._own), 1)),
+            strict=False,  # a rank of padding owns no parameter, but one empty part
+        )
+        return [
+            ShardState(index=index, begin=0, tensors={"momentum": momentum, "mean_square": mean_square})
+            for index, momentum, mean_square in parts
+        ]
 
 
 class Muon:
@@ -253,6 +267,10 @@ class Muon:
         """Forget all momentum, as before the first step; after an untimed warm-up, say."""
         for group in self._groups:
             group.reset()
+
+    def states(self) -> list[ShardState]:
+        """What this rank remembers, for a checkpoint."""
+        return [state for group in self._groups for state in group.states()]
 
     def plan(self) -> list[dict[str, Any]]:
         """The groups in the order in which they are launched, as JSON values; what `annotate.declare` takes."""
