@@ -234,29 +234,45 @@ class Muon:
     @torch.no_grad()
     def step(self) -> None:
         """One update of every matrix from the gradients of all ranks. RuntimeError where a gradient is missing."""
-        momentum = torch.tensor(self.momentum)
-        learning_rate = torch.tensor(self.learning_rate)
-        decay = torch.tensor(self.learning_rate * self.weight_decay)
+        hyper = self._hyper()
+        for group in self._groups:
+            self._run(Stage.REDUCE_SCATTER, group, hyper)
 
         for group in self._groups:
-            with annotate.stage(Stage.REDUCE_SCATTER, group.name):
-                group.reduce_gradients()
+            for stage in (Stage.REDUCE_SCATTER_WAIT, Stage.NEWTON_SCHULZ, Stage.UPDATE, Stage.ALL_GATHER):
+                self._run(stage, group, hyper)
 
         for group in self._groups:
-            with annotate.stage(Stage.REDUCE_SCATTER_WAIT, group.name):
-                group.wait()
-            with annotate.stage(Stage.NEWTON_SCHULZ, group.name):
-                group.orthogonalise(self._direct, momentum, self.method)
-            with annotate.stage(Stage.UPDATE, group.name):
-                group.update(self._update, learning_rate, decay, self.beta2)
-            with annotate.stage(Stage.ALL_GATHER, group.name):
-                group.gather_parameters()
+            for stage in (Stage.ALL_GATHER_WAIT, Stage.COPY_BACK):
+                self._run(stage, group, hyper)
 
-        for group in self._groups:
-            with annotate.stage(Stage.ALL_GATHER_WAIT, group.name):
-                group.wait()
-            with annotate.stage(Stage.COPY_BACK, group.name):
-                group.copy_back()
+    @torch.no_grad()
+    def run_stage(self, stage: Stage, group_name: str) -> None:
+        """One stage of one group, exactly as `step` runs it; the caller keeps to the order of MUON_STAGES."""
+        self._run(stage, next(group for group in self._groups if group.name == group_name), self._hyper())
+
+    def _hyper(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Momentum, learning rate and decay, as tensors: numbers would compile a graph for each value."""
+        numbers = self.momentum, self.learning_rate, self.learning_rate * self.weight_decay
+        momentum, learning_rate, decay = map(torch.tensor, numbers)
+        return momentum, learning_rate, decay
+
+    def _run(self, stage: Stage, group: _Group, hyper: tuple[Tensor, Tensor, Tensor]) -> None:
+        momentum, learning_rate, decay = hyper
+        with annotate.stage(stage, group.name):
+            match stage:
+                case Stage.REDUCE_SCATTER:
+                    group.reduce_gradients()
+                case Stage.NEWTON_SCHULZ:
+                    group.orthogonalise(self._direct, momentum, self.method)
+                case Stage.UPDATE:
+                    group.update(self._update, learning_rate, decay, self.beta2)
+                case Stage.ALL_GATHER:
+                    group.gather_parameters()
+                case Stage.REDUCE_SCATTER_WAIT | Stage.ALL_GATHER_WAIT:
+                    group.wait()
+                case Stage.COPY_BACK:
+                    group.copy_back()
 
     def zero_grad(self) -> None:
         """Drop the gradients, so that the next backward writes instead of adding."""
