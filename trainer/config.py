@@ -17,6 +17,9 @@ from trainer.errors import WRONG_USAGE, TrainerError
 AttentionKernel = Literal["reference", "flex", "varlen"]
 CompileMode = Literal["model", "blocks", "off"]
 Precision = Literal["bf16", "fp32"]
+NewtonSchulzKernel = Literal["auto", "triton", "torch"]
+HeadMatmul = Literal["auto", "fp8", "bf16"]
+LearningRateSchedule = Literal["record", "warmup_linear"]
 
 _NUM_SEEDS = 2**63  # more than that torch's generators do not take
 
@@ -46,6 +49,7 @@ class TrainConfig:
     # Schedule, in steps.
     num_scheduled_steps: int
     num_extension_steps: int
+    learning_rate_schedule: LearningRateSchedule = "record"
     cooldown_ratio: float = 0.5
     final_learning_rate_ratio: float = 0.1
     window_block_tokens: int

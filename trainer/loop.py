@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from speedprof import annotate
 from trainer import schedule
@@ -17,8 +16,12 @@ from trainer.adam import DistAdam
 from trainer.attention import Sight, make_sight
 from trainer.config import TrainConfig
 from trainer.data import MicroBatch, micro_batches
+from trainer.finite import FiniteWatch
+from trainer.learning_rate import LearningRates
 from trainer.model import GPT, compiled_regions, num_parameters, packed_num_scalars
 from trainer.muon import Muon
+from trainer.position import HERE, collective
+from trainer.progress import Progress
 from trainer.ranks import Ranks
 
 Loss = Callable[[MicroBatch, Sight, Sight], Tensor]
@@ -44,33 +47,56 @@ def build_model(config: TrainConfig, ranks: Ranks) -> tuple[GPT, Loss]:
 
 
 class Training:
-    """One run: model, optimizers, data and the window that they have come to."""
+    """One run: model, optimizers, data and the window that they have come to.
 
-    def __init__(self, config: TrainConfig, data: TrainingData, ranks: Ranks) -> None:
+    num_steps_done, num_rows_done: how far it is; rows count over all ranks. A checkpoint sets both.
+    validation_loss: of the last validation, on every rank; None before the first.
+    is_logging_rates: whether the log says the schedule of the learning rates once, and the rates at every step.
+    """
+
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, ranks: Ranks, *, is_logging_rates: bool = False
+    ) -> None:
         self.config = config
+        self.is_logging_rates = is_logging_rates and ranks.is_first
         self.ranks = ranks
         self.num_accumulated = config.accumulation_steps(ranks.world_size)
         self.model, self.loss = build_model(config, ranks)
         self.muon, self.adam = build_optimizers(config, self.model)
-        self.rows = self._read_rows(data.train)
-        self.validation_shards = data.validation
+        self.data = data
+        self.num_steps_done = self.num_rows_done = 0
+        self.validation_loss: float | None = None
         self.window_blocks = schedule.long_window_blocks(config, 0)
+        self.rates = LearningRates(config)
+        self.progress = Progress(ranks, config.tokens_per_step(ranks.world_size))
+        self._finite = FiniteWatch(backward_groups(self.muon, self.adam, self.model), ranks.rank)
         self._num_marks = 0
-        self._log = _LossLog(ranks)
 
-    def run(self, num_steps: int) -> None:
-        """Train up to `num_steps` steps of the schedule, validating at intervals and at the end."""
+    def run(self, num_steps: int, after_step: Callable[[int], None] = lambda _: None) -> None:
+        """Train until `num_steps` steps of the schedule are done, validating at intervals and at the end.
+
+        after_step: called after each step with the number of steps done; its time is not training's.
+        """
         interval = self.config.validation_interval
         annotate.phase(f"window {self.window_blocks}")
-        for step in range(num_steps):
+        self.rows = self._read_rows(self.data.train, self.num_rows_done)
+        self.rates = LearningRates(self.config, self.num_steps_done)
+        if self.is_logging_rates:
+            print(self.rates.describe(), flush=True)
+        self.progress.start(self.num_steps_done)
+        for step in range(self.num_steps_done, num_steps):
+            HERE.step = step
             self._set_window(schedule.long_window_blocks(self.config, step))
             with self._mark("train"):
                 loss_sum = self.train_step(step)
-            if step % self.config.log_interval == 0 or step == num_steps - 1:
-                self._log.write(step, loss_sum / self._num_step_tokens, self.muon.learning_rate)
+            is_due = step % self.config.log_interval == 0 or step == num_steps - 1
+            self.progress.step_ended(step, loss_sum / self._num_step_tokens, self.muon.learning_rate, is_due=is_due)
+            self.num_steps_done = step + 1
+            after_step(step + 1)
             if interval is not None and (step + 1) % interval == 0 and step + 1 < num_steps:
                 self.validate(step + 1)
-        self._log.flush()
+        self._finite.finish()
+        self.progress.flush()
         if num_steps == self.config.num_steps:
             self._set_window(self.config.final_validation_window_blocks)
         self.validate(num_steps)
@@ -90,6 +116,8 @@ class Training:
             with annotate.range("backward"):
                 loss.backward()
             loss_sum += loss.detach()
+        self.num_rows_done += self.num_accumulated * self.ranks.world_size
+        self._finite.see(step, loss_sum)
         self._update(is_adam_step)
         annotate.metric("loss", loss_sum / self._num_step_tokens)
         return loss_sum
@@ -103,10 +131,10 @@ class Training:
 
     def _follow_schedule(self, step: int) -> None:
         config = self.config
-        factor = schedule.learning_rate_factor(config, step)
-        self.muon.learning_rate = config.muon_learning_rate * factor
+        self.muon.learning_rate, self.adam.learning_rate = self.rates.at(step)
         self.muon.momentum = schedule.muon_momentum(config, step)
-        self.adam.learning_rate = config.adam_learning_rate * factor
+        if self.is_logging_rates:
+            print(f"step {step:>5}  lr {self.muon.learning_rate:.8f}  adam {self.adam.learning_rate:.8f}", flush=True)
         annotate.metric("lr", self.muon.learning_rate)
         annotate.metric("adam_lr", self.adam.learning_rate)
         annotate.metric("muon_momentum", self.muon.momentum)
@@ -117,20 +145,22 @@ class Training:
         It runs the training graphs, gradients recorded and dropped, so that nothing is compiled for it.
         """
         num_rows = self.config.validation_micro_batches // self.ranks.world_size
-        if not self.validation_shards or num_rows == 0:
+        if not self.data.validation or num_rows == 0:
             return
-        rows = self._read_rows(self.validation_shards)
+        rows = self._read_rows(self.data.validation)
         loss_sum = torch.zeros((), device=self.ranks.device)
-        with self._mark("validation"):
+        with self.progress.left_out(), self._mark("validation"):
             for _ in range(num_rows):
                 batch, short, long = self._next_row(rows)
                 with annotate.range("forward"):
                     loss_sum += self.loss(batch, short, long).detach()
-            torch.distributed.all_reduce(loss_sum)
+            with collective("all_reduce of the validation loss"):
+                torch.distributed.all_reduce(loss_sum)
             num_tokens = num_rows * self.ranks.world_size * self.config.micro_batch_tokens
             annotate.metric("validation_loss", loss_sum / num_tokens)
+        self.validation_loss = loss_sum.item() / num_tokens
         if self.ranks.is_first:
-            print(f"step {num_steps:>5}  validation loss {loss_sum.item() / num_tokens:.4f}", flush=True)
+            print(f"step {num_steps:>5}  validation loss {self.validation_loss:.4f}", flush=True)
 
     def _mark(self, kind: annotate.StepKind) -> AbstractContextManager[None]:
         """The next step mark; validation passes count too, so that numbers only ever grow."""
@@ -156,9 +186,16 @@ class Training:
             )
         return batch, short, long
 
-    def _read_rows(self, shards: list[Path]) -> Iterator[MicroBatch]:
+    def _read_rows(self, shards: list[Path], first_row: int = 0) -> Iterator[MicroBatch]:
         ranks = self.ranks
-        return micro_batches(shards, self.config, rank=ranks.rank, world_size=ranks.world_size, device=ranks.device)
+        return micro_batches(
+            shards,
+            self.config,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            device=ranks.device,
+            first_row=first_row,
+        )
 
     @property
     def _num_step_tokens(self) -> int:
@@ -184,6 +221,17 @@ def build_optimizers(config: TrainConfig, model: GPT) -> tuple[Muon, DistAdam]:
         compile=is_compiled,
     )
     return muon, adam
+
+
+def backward_groups(muon: Muon, adam: DistAdam, model: GPT) -> dict[str, Sequence[nn.Parameter]]:
+    """Group name -> parameters, about in the order in which backward ends their gradients: head, matrices, the rest."""
+    plans = {"muon": (muon.plan(), model.muon_parameters()), "adam": (adam.plan(), model.adam_parameters())}
+    groups = {
+        optimizer: {plan["name"]: [parameters[index] for index in plan["indices"]] for plan in plan_list}
+        for optimizer, (plan_list, parameters) in plans.items()
+    }
+    head, *others = groups["adam"].items()
+    return dict([head, *reversed(groups["muon"].items()), *others])
 
 
 def declare(training: Training) -> None:
@@ -217,53 +265,3 @@ def _short(path: Path) -> str:
     """The path with `~` for the user's home folder: logs are passed on, and need not say whose they are."""
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
-
-
-class _LossLog:
-    """Lines of the training log on rank 0. On a GPU each is written when the next is due: its loss has arrived by then,
-    so the host never waits for it."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._is_on = ranks.is_first
-        self._is_cuda = ranks.device.type == "cuda"
-        self._pending: _Line | None = None
-        self._last_step = 0
-        self._last_ns = time.perf_counter_ns()
-
-    def write(self, step: int, loss: Tensor, learning_rate: float) -> None:
-        """Note a step's mean loss, a tensor on the device; milliseconds are the host's since the last line."""
-        if not self._is_on:
-            return
-        self.flush()
-        now_ns = time.perf_counter_ns()
-        step_ms = (now_ns - self._last_ns) / max(step - self._last_step, 1) / 1e6
-        self._last_step, self._last_ns = step, now_ns
-        rest = f"lr {learning_rate:.5f}  {step_ms:.1f} ms/step"
-        self._pending = _Line(step=step, loss=loss, arrived=None, rest=rest)
-        if self._is_cuda:
-            # Only pinned memory takes a copy that the host does not wait for.
-            copy = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-            self._pending = _Line(step=step, loss=copy, arrived=arrived, rest=rest)
-        else:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the line that is pending, if any."""
-        if self._pending is None:
-            return
-        line, self._pending = self._pending, None
-        if line.arrived is not None:
-            line.arrived.synchronize()
-        print(f"step {line.step:>5}  train loss {line.loss.item():.4f}  {line.rest}", flush=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    """A line whose loss may still be on its way to the host."""
-
-    step: int
-    loss: Tensor
-    arrived: torch.cuda.Event | None
-    rest: str
