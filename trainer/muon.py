@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ MUON_STAGES = (
     Stage.COPY_BACK,
 )
 """What every group passes through on every rank in every step, in this order."""
+
+Variant = Literal["normuon", "plain"]
 
 SCALE_FLOOR = 1e-10
 """Keeps the normalisation of a row of zeros finite."""
@@ -53,11 +55,12 @@ def normuon_scale(direction: Tensor, mean_square: Tensor, beta2: float) -> Tenso
     """The direction with every neuron's step evened out, at unchanged Frobenius norm per matrix.
 
     direction     batch x rows x columns, float32
-    mean_square   running mean of each neuron's squares (see `neuron_dim`), float32; changed in place
+    mean_square   running mean of each neuron's squares, float32: of size 1 along `neuron_dim`; changed in place
 
     NorMuon (arXiv 2510.05491), with the norm kept as in the published speedrun, so that learning rates carry over.
     """
-    neuron_mean = direction.square().mean(neuron_dim(direction.shape), keepdim=True)
+    inside = -1 if mean_square.shape[-1] == 1 else -2
+    neuron_mean = direction.square().mean(inside, keepdim=True)
     mean_square.add_((neuron_mean - mean_square) * (1 - beta2))
     scale = mean_square.clamp_min(SCALE_FLOOR).rsqrt()
     norm_before = neuron_mean.sum((-2, -1), keepdim=True)
@@ -66,7 +69,10 @@ def normuon_scale(direction: Tensor, mean_square: Tensor, beta2: float) -> Tenso
 
 
 def neuron_dim(shape: Sequence[int]) -> int:
-    """The dimension inside a neuron: neurons are the longer side of a matrix, its rows if it is square."""
+    """The dimension inside a neuron: neurons are the longer side of a matrix as it is stored, its rows if it is square.
+
+    So the columns of Q, K, V and O, which are stored side by side as one wide matrix: thus the published speedrun.
+    """
     return -1 if shape[-2] >= shape[-1] else -2
 
 
@@ -88,19 +94,23 @@ def muon_update(
     decay: Tensor,
     *,
     beta2: float,
+    variant: Variant = "normuon",
 ) -> None:
-    """Move `parameters` along the normalised direction, with cautious weight decay; changed in place.
+    """Move `parameters` along the direction, with cautious weight decay; changed in place.
 
     parameters      slots x rows x columns, float32 or bfloat16
     direction       the orthogonalised matrices: as many values, but attention comes as 4 per slot
     mean_square     see `normuon_scale`; changed in place
     scale           slots x 1 x 1: each matrix's factor on the learning rate
     learning_rate   0-D float32 on the CPU; so is `decay`
+    variant         "normuon": along the direction normalised by neuron; "plain": along the direction as it is
 
     Cautious weight decay (arXiv 2510.12402) shrinks only the values that the step itself moves towards zero.
     """
     # Not view: tall matrices come transposed.
-    update = normuon_scale(direction.float(), mean_square, beta2).reshape(parameters.shape)
+    direction = direction.float()
+    update = normuon_scale(direction, mean_square, beta2) if variant == "normuon" else direction
+    update = update.reshape(parameters.shape)
     value = parameters.float()
     shrinking = torch.where(update * value >= 0, value, 0)
     parameters.copy_(value - (update + shrinking * decay) * scale * learning_rate)
@@ -125,7 +135,7 @@ class _Group:
         self._shard = self._stack[rank * plan.shard_slots : (rank + 1) * plan.shard_slots]
         self._gradient = torch.zeros_like(self._shard)
         self._momentum = torch.zeros(self._matrices, device=device)
-        self._mean_square = torch.zeros_like(self._momentum.mean(neuron_dim(self._matrices), keepdim=True))
+        self._mean_square = torch.zeros_like(self._momentum.mean(neuron_dim(plan.slot_shape), keepdim=True))
         scales = [getattr(p, "learning_rate_scale", 1.0) * shape_scale(self._matrices) for p in self._own]
         self._scale = torch.tensor(scales, device=device).view(-1, 1, 1)
         self._direction: Tensor | None = None
@@ -152,12 +162,15 @@ class _Group:
         dtype = torch.bfloat16 if gradient.is_cuda else torch.float32
         self._direction = direct(gradient, self._momentum, momentum, method=method, dtype=dtype)
 
-    def update(self, update: Callable[..., None], learning_rate: Tensor, decay: Tensor, beta2: float) -> None:
+    def update(
+        self, update: Callable[..., None], learning_rate: Tensor, decay: Tensor, beta2: float, variant: Variant
+    ) -> None:
         if not self._own:
             return
         own = self._shard[: len(self._own)]
         torch._foreach_copy_(list(own.unbind()), self._own)
-        update(own, self._direction, self._mean_square, self._scale, learning_rate, decay, beta2=beta2)
+        state = self._mean_square, self._scale
+        update(own, self._direction, *state, learning_rate, decay, beta2=beta2, variant=variant)
         self._direction = None
 
     def gather_parameters(self) -> None:
@@ -184,13 +197,13 @@ class _Group:
 
 
 class Muon:
-    """Muon (Keller Jordan), Polar Express and NorMuon, sharded by whole matrices over the default process group.
+    """Muon (Keller Jordan), plain or as NorMuon, sharded by whole matrices over the default process group.
 
     A step makes three passes over the groups of `sharding.muon_plan`, small ones first:
 
     1. every group: stack its gradients into one padded buffer, start the reduce-scatter that averages them;
-    2. every group: wait for its gradients; momentum and orthogonalisation; neuron normalisation, cautious weight
-       decay and the step itself; start the all-gather of the parameters;
+    2. every group: wait for its gradients; momentum and orthogonalisation; neuron normalisation (NorMuon), cautious
+       weight decay and the step itself; start the all-gather of the parameters;
     3. every group: wait for its parameters; copy them back into the model.
 
     So a group's transfers hide behind the other groups' mathematics. Each stage is an annotated range around
@@ -203,6 +216,7 @@ class Muon:
     learning_rate    the size of a step; may be set between steps, like `momentum`
     weight_decay     cautious; a step shrinks values by learning_rate^2 x weight_decay, as in the published speedrun:
                      decay follows the learning rate's schedule
+    method           of orthogonalising; `variant`: see `muon_update`
     compile          compile the two functions of a group's mathematics, one graph each per shape
     """
 
@@ -215,6 +229,7 @@ class Muon:
         beta2: float = 0.95,
         weight_decay: float = 1.2,
         method: Method = "polar_express",
+        variant: Variant = "normuon",
         compile: bool = False,  # noqa: A002  # torch.compile's own word
     ) -> None:
         self.learning_rate = learning_rate
@@ -222,6 +237,7 @@ class Muon:
         self.beta2 = beta2
         self.weight_decay = weight_decay
         self.method: Method = method
+        self.variant: Variant = variant
         self._parameters = list(parameters)
         self._plan = muon_plan(self._parameters, dist.get_world_size())  # type: ignore[arg-type]  # labels are set on them
         self._groups = [_Group(plan, self._parameters) for plan in self._plan]
@@ -266,7 +282,7 @@ class Muon:
                 case Stage.NEWTON_SCHULZ:
                     group.orthogonalise(self._direct, momentum, self.method)
                 case Stage.UPDATE:
-                    group.update(self._update, learning_rate, decay, self.beta2)
+                    group.update(self._update, learning_rate, decay, self.beta2, self.variant)
                 case Stage.ALL_GATHER:
                     group.gather_parameters()
                 case Stage.REDUCE_SCATTER_WAIT | Stage.ALL_GATHER_WAIT:
