@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from speedprof import annotate
 from speedprof.annotate import Stage
-from trainer.orthogonalise import Method, orthogonalise
+from trainer.config import NewtonSchulzKernel
+from trainer.orthogonalise import Method, check_kernel, orthogonalise
 from trainer.shard_state import ShardState
 from trainer.sharding import NUM_ATTENTION_MATRICES, GroupPlan, all_gather, muon_plan, reduce_scatter_mean
 
@@ -34,7 +36,13 @@ SCALE_FLOOR = 1e-10
 
 
 def momentum_direction(
-    gradient: Tensor, momentum_buffer: Tensor, momentum: Tensor, *, method: Method, dtype: torch.dtype
+    gradient: Tensor,
+    momentum_buffer: Tensor,
+    momentum: Tensor,
+    *,
+    method: Method,
+    dtype: torch.dtype,
+    kernel: NewtonSchulzKernel = "auto",
 ) -> Tensor:
     """Fold `gradient` into `momentum_buffer` and return the orthogonalised Nesterov direction.
 
@@ -48,7 +56,7 @@ def momentum_direction(
     gradient = gradient.float()
     momentum_buffer.add_((gradient - momentum_buffer) * (1 - momentum))
     direction = gradient + (momentum_buffer - gradient) * momentum
-    return orthogonalise(direction.to(dtype), method)
+    return orthogonalise(direction.to(dtype), method, kernel)
 
 
 def normuon_scale(direction: Tensor, mean_square: Tensor, beta2: float) -> Tensor:
@@ -217,6 +225,7 @@ class Muon:
     weight_decay     cautious; a step shrinks values by learning_rate^2 x weight_decay, as in the published speedrun:
                      decay follows the learning rate's schedule
     method           of orthogonalising; `variant`: see `muon_update`
+    newton_schulz_kernel   see `orthogonalise`
     compile          compile the two functions of a group's mathematics, one graph each per shape
     """
 
@@ -230,6 +239,7 @@ class Muon:
         weight_decay: float = 1.2,
         method: Method = "polar_express",
         variant: Variant = "normuon",
+        newton_schulz_kernel: NewtonSchulzKernel = "auto",
         compile: bool = False,  # noqa: A002  # torch.compile's own word
     ) -> None:
         self.learning_rate = learning_rate
@@ -241,11 +251,13 @@ class Muon:
         self._parameters = list(parameters)
         self._plan = muon_plan(self._parameters, dist.get_world_size())  # type: ignore[arg-type]  # labels are set on them
         self._groups = [_Group(plan, self._parameters) for plan in self._plan]
-        self._direct: Callable[..., Tensor] = momentum_direction
+        check_kernel(newton_schulz_kernel, self._parameters[0].device)
+        direct: Callable[..., Tensor] = momentum_direction
         self._update: Callable[..., None] = muon_update
         if compile:
-            self._direct = torch.compile(momentum_direction, dynamic=False)
+            direct = torch.compile(momentum_direction, dynamic=False)
             self._update = torch.compile(muon_update, dynamic=False)
+        self._direct = functools.partial(direct, kernel=newton_schulz_kernel)
 
     @torch.no_grad()
     def step(self) -> None:
