@@ -7,9 +7,10 @@ it has arrived: nothing waits for it, and the norms read the gradients once (0.2
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,14 @@ class NotFinite:
     rank: int
     names: tuple[str, ...]
     num_groups: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> NotFinite:
+        fields = json.loads(text)
+        return cls(**fields | {"names": tuple(fields["names"])})
 
     def describe(self) -> str:
         groups = [name for name in self.names if name != LOSS]
@@ -77,8 +86,11 @@ class FiniteWatch:
         self._looks: deque[_Look] = deque()
 
     @torch.no_grad()
-    def see(self, step: int, loss: Tensor) -> None:
-        """Note the step, between backward and update. Raises NotFiniteError for it or one shortly before it."""
+    def see(self, step: int, loss: Tensor) -> dict[str, Tensor]:
+        """Note the step, between backward and update. Raises NotFiniteError for it or one shortly before it.
+
+        Gives the norm of each group's gradient on this rank, fp32 scalars still on the device.
+        """
         values = self._measure(loss)
         if values.is_cuda:
             copy, arrived = copy_to_host(values)
@@ -88,6 +100,7 @@ class FiniteWatch:
         lag = _LAG_STEPS if values.is_cuda else 0
         while len(self._looks) > lag:
             self._judge(self._looks.popleft())
+        return dict(zip(self._names[1:], values[1:].sqrt().unbind(), strict=True))
 
     def finish(self) -> None:
         """Look at the steps that are left; waits for the device. Raises NotFiniteError."""
