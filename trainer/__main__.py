@@ -15,8 +15,9 @@ from trainer.arguments import DEFAULT_PRESETS, parse
 from trainer.config import TrainConfig
 from trainer.errors import WRONG_USAGE, TrainerError
 from trainer.loop import Training, TrainingData, declare, write_header
-from trainer.model import GPT, packed_num_scalars
+from trainer.model import GPT
 from trainer.ranks import Ranks, default_device_type, process_group, read_ranks
+from trainer.scalars import packed_num_scalars
 from trainer.sharding import GroupPlan, adam_plan, muon_plan
 from trainer.shards import find_shards, read_header
 from trainer.stdlib_text import stdlib_shards

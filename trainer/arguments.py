@@ -92,7 +92,8 @@ def _describe_presets() -> Iterator[str]:
     device_of = {preset: device for device, preset in DEFAULT_PRESETS.items()}
     for name, config in configs.PRESETS.items():
         sizes = f"width {config.dim}, rows of {config.micro_batch_tokens:,} tokens, {config.num_steps:,} steps"
-        yield f"  {name:<12}{sizes}; the default where the device is {device_of[name]}"
+        default = f"; the default where the device is {device_of[name]}" if name in device_of else ""
+        yield f"  {name:<12}{sizes}{default}"
 
 
 def _describe_fields() -> Iterator[str]:
@@ -109,7 +110,7 @@ def _spell(config: TrainConfig, field: str) -> str:
 
 
 def _field_row(field: str, values: list[str], takes: str) -> str:
-    return f"  {field:<32}{''.join(f'{value:<12}' for value in values)}{takes}".rstrip()
+    return f"  {field:<32}{''.join(f'{value:<13} ' for value in values)}{takes}".rstrip()
 
 
 def _list_examples(examples: tuple[str, ...]) -> Iterator[str]:

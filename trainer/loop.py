@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from trainer.attention import Sight, make_sight
 from trainer.config import TrainConfig
 from trainer.data import MicroBatch, micro_batches
 from trainer.finite import FiniteWatch
+from trainer.lambdas import lambda_table
 from trainer.learning_rate import LearningRates
-from trainer.model import GPT, compiled_regions, num_parameters, packed_num_scalars
+from trainer.model import GPT, compiled_regions, num_parameters
 from trainer.muon import Muon
 from trainer.position import HERE, collective
 from trainer.progress import Progress
 from trainer.ranks import Ranks
+from trainer.scalars import packed_num_scalars
 
 Loss = Callable[[MicroBatch, Sight, Sight], Tensor]
 
@@ -67,6 +69,7 @@ class Training:
         self.num_steps_done = self.num_rows_done = 0
         self.validation_loss: float | None = None
         self.window_blocks = schedule.long_window_blocks(config, 0)
+        self.short_window_blocks = schedule.short_window_blocks(self.window_blocks)
         self.rates = LearningRates(config)
         self.progress = Progress(ranks, config.tokens_per_step(ranks.world_size))
         self._finite = FiniteWatch(backward_groups(self.muon, self.adam, self.model), ranks.rank)
@@ -98,29 +101,46 @@ class Training:
         self._finite.finish()
         self.progress.flush()
         if num_steps == self.config.num_steps:
-            self._set_window(self.config.final_validation_window_blocks)
+            self._set_window(self.config.final_rope_window_blocks)
+            self._look_farther(self.config.final_validation_window_blocks)
         self.validate(num_steps)
+        if self.ranks.is_first:
+            values = {name: value.item() for name, value in self.model.lambdas().items()}
+            print(lambda_table(self.config, values).describe(), flush=True)
 
     def train_step(self, step: int) -> Tensor:
         """One update from this rank's micro-batches; their summed loss, fp32, still on the device."""
         self._follow_schedule(step)
-        is_adam_step = schedule.is_adam_step(step)
+        is_adam_step = schedule.is_adam_step(self.config, step)
         loss_sum = torch.zeros((), device=self.ranks.device)
         for number in range(self.num_accumulated):
             batch, short, long = self._next_row(self.rows)
             with annotate.range("forward"):
                 loss = self.loss(batch, short, long)
             is_last = number == self.num_accumulated - 1
-            if is_adam_step and is_last:
+            if is_adam_step and is_last and self.config.adam_reduces_in == "backward":
                 self.adam.reduce_in_backward(True)
             with annotate.range("backward"):
                 loss.backward()
             loss_sum += loss.detach()
         self.num_rows_done += self.num_accumulated * self.ranks.world_size
-        self._finite.see(step, loss_sum)
+        gradient_norms = self._finite.see(step, loss_sum)
         self._update(is_adam_step)
         annotate.metric("loss", loss_sum / self._num_step_tokens)
+        if step % self.config.log_interval == 0:
+            self._say_details(gradient_norms)
         return loss_sum
+
+    def _say_details(self, gradient_norms: Mapping[str, Tensor]) -> None:
+        """Every lambda, after the update, and every group's gradient norm on this rank, before it.
+
+        Norms are per token of a step; Adam's gradients are sums over the steps since its last.
+        """
+        scale = 1 / self._num_step_tokens
+        for name, norm in gradient_norms.items():
+            annotate.metric(f"gradient_norm/{name}", norm * scale)
+        for name, value in self.model.lambdas().items():
+            annotate.metric(f"lambda/{name}", value)
 
     def _update(self, is_adam_step: bool) -> None:
         if is_adam_step:
@@ -173,16 +193,23 @@ class Training:
         block_tokens = self.config.window_block_tokens
         self.model.rotary.widen(self.window_blocks * block_tokens, blocks * block_tokens)
         self.window_blocks = blocks
+        self.short_window_blocks = schedule.short_window_blocks(blocks)
         annotate.phase(f"window {blocks}")
+
+    def _look_farther(self, blocks: int) -> None:
+        """Another long window alone: RoPE and the short one stay, as in the records' last validation."""
+        if blocks != self.window_blocks:
+            self.window_blocks = blocks
+            annotate.phase(f"window {blocks}")
 
     def _next_row(self, rows: Iterator[MicroBatch]) -> tuple[MicroBatch, Sight, Sight]:
         """A row and what its queries see through the short and the long window."""
         with annotate.range("data"):
             batch = next(rows)
-            long_tokens = self.window_blocks * self.config.window_block_tokens
+            block_tokens = self.config.window_block_tokens
             short, long = (
-                make_sight(self.config, batch.cu_seqlens, tokens, self.model.dtype)
-                for tokens in (long_tokens // 2, long_tokens)
+                make_sight(self.config, batch.cu_seqlens, blocks * block_tokens, self.model.dtype)
+                for blocks in (self.short_window_blocks, self.window_blocks)
             )
         return batch, short, long
 
@@ -211,6 +238,9 @@ def build_optimizers(config: TrainConfig, model: GPT) -> tuple[Muon, DistAdam]:
         momentum=config.muon_momentum_low,
         beta2=config.muon_beta2,
         weight_decay=config.muon_weight_decay,
+        method=config.orthogonalisation,
+        variant=config.muon_variant,
+        newton_schulz_kernel=config.newton_schulz_kernel,
         compile=is_compiled,
     )
     adam = DistAdam(

@@ -64,6 +64,11 @@ def long_window_blocks(config: TrainConfig, step: int) -> int:
     return config.window_blocks[step * len(config.window_blocks) // config.num_scheduled_steps]
 
 
-def is_adam_step(step: int) -> bool:
-    """Adam steps every second time; in between its gradients add up."""
-    return step % 2 == 1
+def short_window_blocks(long_blocks: int) -> int:
+    """The short attention window beside a long one: half of it in whole blocks, rounded down, but at least one."""
+    return max(long_blocks // 2, 1)
+
+
+def is_adam_step(config: TrainConfig, step: int) -> bool:
+    """Adam takes the last step of every interval; in between its gradients add up."""
+    return step % config.adam_interval == config.adam_interval - 1

@@ -14,8 +14,8 @@ from trainer import model as models
 from trainer.attention import Sight, attend, document_ids, make_sight
 from trainer.config import TrainConfig, preset, with_settings
 from trainer.data import MicroBatch
-from trainer.errors import TrainerError
-from trainer.model import GPT, NATURAL_NUM_SCALARS, Regions, Scalars, compiled_regions, packed_num_scalars
+from trainer.model import GPT, Regions, compiled_regions
+from trainer.scalars import packed_num_scalars
 from trainer.vocabulary import END_OF_TEXT
 
 CPU = torch.device("cpu")
@@ -83,26 +83,6 @@ def test_record_has_its_published_size() -> None:
     assert models.num_parameters(record.parameters()) == pytest.approx(268.7e6, rel=1e-3)
     assert {p.dtype for p in record.muon_parameters() if p.label in ("attn", "mlp")} == {torch.float32}
     assert {p.dtype for p in record.adam_parameters() if p.label != "scalars"} == {torch.bfloat16}
-
-
-def test_packed_scalars_have_their_places() -> None:
-    packed = models.initial_scalars(64)
-    scalars = Scalars.unpack(packed)
-    assert NATURAL_NUM_SCALARS == 51
-    assert (scalars.skip.item(), scalars.smear.item(), scalars.backout.item()) == (-1.5, 0.0, 0.5)
-    assert [pair.tolist() for pair in scalars.block] == [pytest.approx([1.1, 0.0])] * 12
-    assert [pair.tolist() for pair in scalars.attention] == [[0.5, 0.5]] * 12
-    assert len(packed) == 64
-
-
-def test_number_of_scalars_follows_the_ranks_or_is_refused() -> None:
-    record = preset("record_134")
-    assert [packed_num_scalars(preset("tiny_cpu"), ranks) for ranks in (1, 2, 3, 8)] == [51, 52, 51, 56]
-    assert [packed_num_scalars(record, ranks) for ranks in (1, 8)] == [64, 64]
-    with pytest.raises(TrainerError, match=r"num_scalars=50 must be 51 or more .* --set num_scalars=56"):
-        packed_num_scalars(with_settings(record, ["num_scalars=50"]), 8)
-    with pytest.raises(TrainerError, match="multiple of the 8 ranks: --set num_scalars=56"):
-        packed_num_scalars(with_settings(record, ["num_scalars=60"]), 8)
 
 
 def test_first_loss_is_that_of_guessing() -> None:
