@@ -101,6 +101,28 @@ def test_every_parameter_gets_a_finite_gradient(model: GPT) -> None:
     model.zero_grad()
 
 
+def test_the_rate_of_mlp_up_is_what_the_preset_says() -> None:
+    scales = {}
+    for name in ("record_134", "record_140"):
+        model = GPT(preset(name), num_scalars=64, device=torch.device("meta"))
+        scales[name] = {p.learning_rate_scale for p in model.mlp_up}, {p.learning_rate_scale for p in model.mlp_down}
+    assert scales == {"record_134": ({2.0}, {1.0}), "record_140": ({1.0}, {1.0})}
+
+
+def test_tables_and_scalars_learn_at_the_records_rates(model: GPT) -> None:
+    rates = {parameter.label: parameter.learning_rate_scale for parameter in model.adam_parameters()}
+    tables = dict.fromkeys(["embed", "value_embed_0", "value_embed_1", "value_embed_2"], 75.0)
+    assert rates == tables | {"lm_head": 1.0, "scalars": 5.0}
+
+
+@pytest.mark.parametrize(("precision", "is_coarse"), [("fp32", False), ("bf16", True)])
+def test_logits_are_rounded_as_the_configuration_says(precision: str, is_coarse: bool) -> None:
+    """A token's loss has the type of the logits: from 2 up bf16 knows multiples of 1/64 alone, so their sum is one."""
+    config = _config(f"logits_precision={precision}", "backout=none")
+    loss = _loss(config, _model(config), _batch()).item()
+    assert (loss % (1 / 64) == 0) == is_coarse
+
+
 def test_document_ids_skip_empty_documents() -> None:
     assert document_ids(torch.tensor([0, 2, 3, 5, 5, 5], dtype=torch.int32), 5).tolist() == [0, 0, 1, 2, 2]
 
@@ -161,9 +183,17 @@ def test_widening_sharpens_and_slows_the_slow_turns_alone() -> None:
 
 
 @quiet_dynamo
-@pytest.mark.parametrize("mode", ["blocks", "model"])
-def test_compiling_keeps_loss_and_gradients(mode: str) -> None:
-    config, batch = _config(), _batch()
+@pytest.mark.parametrize(
+    ("mode", "features"),
+    [
+        ("blocks", []),
+        ("model", []),
+        ("blocks", ["backout=none", "skips=1-10,2-9,3-8,4-7,5-6"]),
+        ("model", ["backout=per_layer", "skips=1-10,2-9,3-8,4-7,5-6", "skip_gate=plain"]),
+    ],
+)
+def test_compiling_keeps_loss_and_gradients(mode: str, features: list[str]) -> None:
+    config, batch = _config(*features), _batch()
     plain = _model(config)
     compiled = _model(config, compiled_regions("aot_eager") if mode == "blocks" else None)
     forward = compiled if mode == "blocks" else torch.compile(compiled, fullgraph=True, backend="aot_eager")
@@ -205,12 +235,18 @@ def test_the_varlen_kernel_is_called_as_torch_has_it() -> None:
     assert [x.shape for x in gradients] == [q.shape, k.shape, v.shape]
 
 
-def test_the_record_passes_forward_and_backward_in_shapes() -> None:
+@pytest.mark.parametrize("settings", [[], ["backout=per_layer"]])
+@pytest.mark.parametrize("name", ["record_149", "record_140", "record_134"])
+def test_the_records_pass_forward_and_backward_in_shapes(name: str, settings: list[str]) -> None:
     meta = torch.device("meta")
-    config = preset("record_134")
-    model = GPT(config, num_scalars=64, device=meta)
+    config = with_settings(preset(name), settings)
+    model = GPT(config, num_scalars=packed_num_scalars(config, 8), device=meta)
     ids = torch.zeros(config.micro_batch_tokens, dtype=torch.int64, device=meta)
-    batch = MicroBatch(tokens_T=ids.int(), targets_T=ids, cu_seqlens=torch.empty(129, dtype=torch.int32, device=meta))
+    batch = MicroBatch(
+        tokens_T=ids.int(),
+        targets_T=ids,
+        cu_seqlens=torch.empty(config.max_documents + 1, dtype=torch.int32, device=meta),
+    )
     short, long = (make_sight(config, batch.cu_seqlens, window, model.dtype) for window in (192, 384))
     loss = model(batch, short, long)
     assert (loss.shape, loss.dtype) == ((), torch.float32)
