@@ -70,16 +70,23 @@ class LambdaTable:
 
 
 def describe_choice(coefficients: Sequence[float]) -> str:
-    """The layer after which to back out, as the record of 140.7 s chose 8: all coefficients up to it are positive."""
+    """The layer after which to back out, from one coefficient a layer."""
     last = chosen_layer(coefficients)
     if last == 0:
-        return "backout: the coefficient of layer 1 is not positive, so there is nothing to back out"
-    return f"backout: the coefficients up to layer {last} are positive: --set backout=layer --set backout_layer={last}"
+        return "backout: the first coefficients add up to nothing positive, so there is nothing to back out"
+    return (
+        f"backout: the coefficients up to layer {last} add up to most: --set backout=layer --set backout_layer={last}"
+    )
 
 
 def chosen_layer(coefficients: Sequence[float]) -> int:
-    """The last layer before the first whose coefficient is not positive, from one coefficient a layer; 0 for none."""
-    return len(list(itertools.takewhile(lambda coefficient: coefficient > 0, coefficients)))
+    """The layer up to which the coefficients, one a layer, add up to most; 0 where no such sum is positive.
+
+    The record of 140.7 s chose 8, where its note's coefficients turn from positive to negative for good. The sum finds
+    that turn, and a first layer of the other sign does not mislead it.
+    """
+    sums = [0.0, *itertools.accumulate(coefficients)]
+    return sums.index(max(sums))
 
 
 def lambda_table(config: TrainConfig, values: Mapping[str, float]) -> LambdaTable:

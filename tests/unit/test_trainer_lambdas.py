@@ -84,8 +84,9 @@ def test_block_lambdas_of_1_1_favour_the_first_layers_as_the_note_says() -> None
 def test_layer_8_is_chosen_from_the_coefficients_of_the_note() -> None:
     assert chosen_layer(NOTE_OF_140) == 8
     assert describe_choice(NOTE_OF_140).endswith("--set backout=layer --set backout_layer=8")
-    assert chosen_layer([-0.1, 0.2]) == 0
-    assert "nothing to back out" in describe_choice([-0.1, 0.2])
+    assert chosen_layer([-0.1, 0.2, 0.1, -0.2]) == 3
+    assert chosen_layer([-0.3, 0.2, -0.1]) == 0
+    assert "nothing to back out" in describe_choice([-0.3, 0.2, -0.1])
 
 
 def test_the_table_has_a_row_a_layer_and_the_choice_where_each_has_a_coefficient() -> None:
