@@ -59,6 +59,7 @@ class TrainConfig:
     backout_initial: float = 0.5
     block_initial: float = 1.1
     logits_precision: Precision  # into softcap and cross entropy
+    head_matmul: HeadMatmul = "auto"  # of training; validation takes bf16. auto: fp8 on an H100 or later
 
     # Data.
     micro_batch_tokens: int

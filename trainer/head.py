@@ -36,6 +36,8 @@ def choose_matmul(wanted: HeadMatmul, device: torch.device, dtype: torch.dtype, 
     auto is fp8 on GPUs of compute capability 9.0 and later (H100) for bf16 activations, else bf16.
     sizes: channels, vocabulary and tokens of a row
     """
+    if device.type == "meta":
+        return "bf16"
     lack = None
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         lack = "an H100 or a later GPU"

@@ -21,7 +21,7 @@ from torch.nn import functional
 from trainer.attention import Sight, attend
 from trainer.config import TrainConfig
 from trainer.data import MicroBatch
-from trainer.head import head_loss
+from trainer.head import choose_matmul, head_loss
 from trainer.pattern import (
     ATTENTION_LAYERS,
     LONG_WINDOW_LAYERS,
@@ -179,6 +179,7 @@ class GPT(nn.Module):
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.dtype = dtype
         self.logits_dtype = torch.bfloat16 if config.logits_precision == "bf16" else torch.float32
+        self.head_matmul = choose_matmul(config.head_matmul, device, dtype, dim, vocab_size, config.micro_batch_tokens)
         self.layout = ScalarLayout(config)
         self.skip_sources = {source for source, _ in config.skips}
         self.has_sigmoid_skips = config.skip_gate == "sigmoid"
@@ -272,7 +273,8 @@ class GPT(nn.Module):
                 backout_TD, backout = x_TD, scalars.backout[layer]
         if backout_TD is not None and backout is None:  # the shares are weighed already
             x_TD, backout_TD = x_TD - backout_TD, None
-        return regions.head_loss(x_TD, backout_TD, backout, self.lm_head, batch.targets_T, self.logits_dtype)
+        matmul = self.head_matmul if self.training else "bf16"
+        return regions.head_loss(x_TD, backout_TD, backout, self.lm_head, batch.targets_T, self.logits_dtype, matmul)
 
     def _add_skips(self, layer: int, x_TD: Tensor, kept_TD: dict[int, Tensor], scalars: Scalars) -> Tensor:
         for (source, target), weight in scalars.skip.items():

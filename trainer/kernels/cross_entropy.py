@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, register_fake
 
-from trainer.kernels import takes_kernels
+from trainer.kernels import IS_INTERPRETED, takes_kernels
 
 kernels: Any
 try:
@@ -99,6 +99,8 @@ def _fp8_gradients(logits_TV: Tensor, targets_T: Tensor, lse_T: Tensor) -> tuple
         return slope_TV.to(torch.float8_e5m2), slope_TV.T.contiguous().to(torch.float8_e5m2)
     logits_TV = _with_dense_rows(logits_TV)
     by_token_TV, by_word_VT = _fp8_gradient_shapes(logits_TV)
+    if IS_INTERPRETED:  # Triton's interpreter loses the carry of what it rounds to e5m2: torch has to
+        by_token_TV, by_word_VT = by_token_TV.float(), by_word_VT.float()
     num_tokens, vocabulary = logits_TV.shape
     block_tokens, block_words = FP8_TILE
     kernels.fp8_gradients_kernel[(-(-vocabulary // block_words), -(-num_tokens // block_tokens))](
@@ -114,7 +116,7 @@ def _fp8_gradients(logits_TV: Tensor, targets_T: Tensor, lse_T: Tensor) -> tuple
         BLOCK_WORDS=block_words,
         num_warps=FP8_WARPS,
     )
-    return by_token_TV, by_word_VT
+    return by_token_TV.to(torch.float8_e5m2), by_word_VT.to(torch.float8_e5m2)
 
 
 def _with_dense_rows(x: Tensor) -> Tensor:

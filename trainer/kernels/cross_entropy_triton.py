@@ -139,7 +139,7 @@ def fp8_gradients_kernel(
     lse = tl.load(lses + tokens, has_token, 0.0)
     logit = tl.load(logits + tokens[:, None] * row_stride + words[None, :], is_inside, 0.0).to(tl.float32)
     slope = _slope(logit, lse[:, None], words[None, :] == target[:, None])
-    gradient = tl.where(target[:, None] >= 0, slope * GRADIENT_SCALE, 0.0).to(tl.float8e5)
+    gradient = tl.where(target[:, None] >= 0, slope * GRADIENT_SCALE, 0.0).to(by_token.dtype.element_ty)
     tl.store(by_token + tokens[:, None] * VOCABULARY + words[None, :], gradient, is_inside)
     transposed = by_word + words[:, None].to(tl.int64) * num_tokens + tokens[None, :]
     tl.store(transposed, tl.trans(gradient), has_word[:, None] & has_token[None, :])

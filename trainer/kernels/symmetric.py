@@ -61,9 +61,11 @@ def _gram(x: Tensor) -> Tensor:
 def _symmetric_polynomial(a: Tensor, identity_weight: float, linear_weight: float, square_weight: float) -> Tensor:
     if has_kernels(a):
         return _product(a, (identity_weight, linear_weight, square_weight))
-    polynomial = torch.baddbmm(a, a, a.mT, beta=linear_weight, alpha=square_weight)
+    # Rounded once, as in the kernel: adding the identity to what is rounded would cost three times the error.
+    wide = a.to(torch.promote_types(a.dtype, torch.float32))
+    polynomial = torch.baddbmm(wide, wide, wide.mT, beta=linear_weight, alpha=square_weight)
     polynomial.diagonal(dim1=-2, dim2=-1).add_(identity_weight)
-    return polynomial
+    return polynomial.to(a.dtype, copy=True)
 
 
 def _product(x: Tensor, weights: tuple[float, float, float] | None, tiling: Tiling | None = None) -> Tensor:
