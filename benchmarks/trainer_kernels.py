@@ -165,7 +165,7 @@ def cross_entropies(timer: Timer, machine: Machine, *, is_sweep: bool) -> Iterat
     read_ms = logits_TV.nbytes / machine.bytes_per_ms
     forward = partial(cross_entropy.cross_entropy_op, logits_TV, targets_T)
     backward = partial(cross_entropy.gradient_op, logits_TV, targets_T, lse_T, weights_T)
-    fp8 = partial(cross_entropy.fp8_gradients_op, logits_TV, targets_T, lse_T)
+    fp8 = partial(cross_entropy.fp8_gradients_op, logits_TV, targets_T, lse_T, weights_T[0])
 
     yield from _compiled_cross_entropy(timer, case, logits_TV.requires_grad_(), targets_T, read_ms)
     logits_TV.requires_grad_(False)

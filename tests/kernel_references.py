@@ -115,7 +115,9 @@ def check_gradient(vocabulary: int, device: str, dtype: torch.dtype) -> None:
 def check_fp8_gradients(vocabulary: int, device: str) -> None:
     logits_TV, targets_T = random_logits(vocabulary, device, torch.bfloat16)
     _, lse_T, exact_TV = exact_loss(logits_TV, targets_T)
-    by_token_TV, by_word_VT = cross_entropy.fp8_gradients_op(logits_TV, targets_T, lse_T.float())
+    by_token_TV, by_word_VT = cross_entropy.fp8_gradients_op(
+        logits_TV, targets_T, lse_T.float(), torch.ones((), device=device)
+    )
     assert by_token_TV.dtype == by_word_VT.dtype == torch.float8_e5m2
     assert by_word_VT.is_contiguous()
     assert torch.equal(by_token_TV.float().T, by_word_VT.float())

@@ -103,7 +103,7 @@ class _Fp8HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor, None]:
         x_f8_TD, head_f8_VD, logits_TV, targets_T, lse_T = ctx.saved_tensors
-        slope_TV, slope_VT = cross_entropy.fp8_gradients_op(logits_TV, targets_T, lse_T)
+        slope_TV, slope_VT = cross_entropy.fp8_gradients_op(logits_TV, targets_T, lse_T, weight)
         unit = weight.float() / FP8_GRADIENT_SCALE
         # The second factor of an FP8 product must lie column by column.
         dx_TD = _fp8_product(slope_TV, head_f8_VD.T.contiguous().T, unit, WEIGHT_UNIT, is_exact=True)

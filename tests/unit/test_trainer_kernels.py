@@ -8,7 +8,9 @@ from __future__ import annotations
 import kernel_references as references
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 
 from trainer import head, orthogonalise
@@ -81,7 +83,7 @@ def test_the_operators_keep_what_they_promise_torch() -> None:
     torch.library.opcheck(cross_entropy.cross_entropy_op, (logits_TV, targets_T))
     torch.library.opcheck(cross_entropy.gradient_op, (logits_TV, targets_T, lse_T, weights_T))
     torch.library.opcheck(cross_entropy.gradient_in_place_op, (logits_TV, targets_T, lse_T, weights_T))
-    torch.library.opcheck(cross_entropy.fp8_gradients_op, (logits_TV, targets_T, lse_T))
+    torch.library.opcheck(cross_entropy.fp8_gradients_op, (logits_TV, targets_T, lse_T, weights_T[0]))
 
 
 class _Halved:
@@ -205,3 +207,18 @@ def test_the_head_of_bf16_logits_goes_through_the_kernel() -> None:
 def test_presets_take_what_there_is() -> None:
     record = preset("record_134")
     assert (record.newton_schulz_kernel, record.head_matmul) == ("auto", "auto")
+
+
+@not_interpreted
+def test_the_gradient_of_the_fp8_head_is_left_to_the_backward_pass() -> None:
+    """torch.compile moves what does not depend on the loss's gradient into the forward pass."""
+    graphs: list[str] = []
+
+    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> object:
+        graphs.append(graph.code)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=record, partition_fn=min_cut_rematerialization_partition)
+    torch._dynamo.reset()
+    torch.compile(head.fp8_head_loss, fullgraph=True, backend=backend)(*_head_inputs()).backward()
+    assert ["fp8_gradients" in code for code in graphs] == [False, True]

@@ -92,8 +92,12 @@ def _write_gradient(
     )
 
 
-def _fp8_gradients(logits_TV: Tensor, targets_T: Tensor, lse_T: Tensor) -> tuple[Tensor, Tensor]:
-    """FP8_GRADIENT_SCALE d loss / d logits for losses of weight 1, e5m2: as [T, V] and transposed as [V, T]."""
+def _fp8_gradients(logits_TV: Tensor, targets_T: Tensor, lse_T: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """FP8_GRADIENT_SCALE d loss / d logits for losses of weight 1, e5m2: as [T, V] and transposed as [V, T].
+
+    weight: the gradient of the loss. It is not read: without it torch.compile would see nothing here that belongs to
+    the backward pass, and run this in the forward pass, in validation too.
+    """
     if not has_kernels(logits_TV):
         slope_TV = FP8_GRADIENT_SCALE * _plain_slope(logits_TV, targets_T, lse_T)
         return slope_TV.to(torch.float8_e5m2), slope_TV.T.contiguous().to(torch.float8_e5m2)
@@ -163,7 +167,7 @@ gradient_op: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = custom_op(
 gradient_in_place_op: Callable[[Tensor, Tensor, Tensor, Tensor], None] = custom_op(
     "trainer::softcap_cross_entropy_gradient_in_place", _gradient_in_place, mutates_args=("logits_TV",)
 )
-fp8_gradients_op: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = custom_op(
+fp8_gradients_op: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = custom_op(
     "trainer::softcap_cross_entropy_fp8_gradients", _fp8_gradients, mutates_args=()
 )
 register_fake("trainer::softcap_cross_entropy", _loss_shapes)
