@@ -44,6 +44,8 @@ def build_model(config: TrainConfig, ranks: Ranks) -> tuple[GPT, Loss]:
     model = GPT(config, num_scalars=num_scalars, device=ranks.device, regions=regions)
     model.initialise(config.seed)
     if config.compile == "model":
+        # Every window has a graph, in training and, with an FP8 head, in validation: more than Dynamo's limit of 8.
+        torch._dynamo.config.recompile_limit = 64
         return model, torch.compile(model, dynamic=False, fullgraph=True)
     return model, model
 
@@ -162,14 +164,17 @@ class Training:
     def validate(self, num_steps: int) -> None:
         """Mean loss over the validation rows of all ranks, after `num_steps` steps; a step mark of its own.
 
-        It runs the training graphs, gradients recorded and dropped, so that nothing is compiled for it.
+        It runs the training graphs, gradients recorded and dropped, so that nothing is compiled for it; where the head
+        trains in FP8, which validation does not take, it has graphs of its own.
         """
+        has_own_graphs = self.model.head_matmul == "fp8"
         num_rows = self.config.validation_micro_batches // self.ranks.world_size
         if not self.data.validation or num_rows == 0:
             return
         rows = self._read_rows(self.data.validation)
         loss_sum = torch.zeros((), device=self.ranks.device)
-        with self.progress.left_out(), self._mark("validation"):
+        self.model.train(not has_own_graphs)
+        with self.progress.left_out(), self._mark("validation"), torch.set_grad_enabled(not has_own_graphs):
             for _ in range(num_rows):
                 batch, short, long = self._next_row(rows)
                 with annotate.range("forward"):
@@ -178,6 +183,7 @@ class Training:
                 torch.distributed.all_reduce(loss_sum)
             num_tokens = num_rows * self.ranks.world_size * self.config.micro_batch_tokens
             annotate.metric("validation_loss", loss_sum / num_tokens)
+        self.model.train()
         self.validation_loss = loss_sum.item() / num_tokens
         if self.ranks.is_first:
             print(f"step {num_steps:>5}  validation loss {self.validation_loss:.4f}", flush=True)

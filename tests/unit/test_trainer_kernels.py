@@ -14,9 +14,12 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 
 from trainer import head, orthogonalise
-from trainer.config import preset
+from trainer.attention import make_sight
+from trainer.config import preset, with_settings
+from trainer.data import MicroBatch
 from trainer.errors import TrainerError
 from trainer.kernels import IS_INTERPRETED, cross_entropy, symmetric
+from trainer.model import GPT, Regions
 from trainer.orthogonalise import check_kernel
 from trainer.reference import orthogonalised
 
@@ -222,3 +225,23 @@ def test_the_gradient_of_the_fp8_head_is_left_to_the_backward_pass() -> None:
     torch._dynamo.reset()
     torch.compile(head.fp8_head_loss, fullgraph=True, backend=backend)(*_head_inputs()).backward()
     assert ["fp8_gradients" in code for code in graphs] == [False, True]
+
+
+def test_the_head_trains_in_fp8_and_validates_in_bf16() -> None:
+    config = with_settings(preset("tiny_cpu"), ["micro_batch_tokens=16", "max_document_tokens=16", "vocab_size=50272"])
+    asked: list[str] = []
+
+    def head_loss(x_TD: Tensor, *inputs: object) -> Tensor:
+        asked.append(str(inputs[-1]))
+        return x_TD.sum()
+
+    model = GPT(config, num_scalars=64, device=CPU, regions=Regions(head_loss=head_loss))
+    assert model.head_matmul == "bf16"
+    model.head_matmul = "fp8"  # as on an H100
+    model.initialise(0)
+    ids = torch.zeros(16, dtype=torch.int64)
+    batch = MicroBatch(tokens_T=ids.int(), targets_T=ids, cu_seqlens=torch.tensor([0, 16], dtype=torch.int32))
+    sight = make_sight(config, batch.cu_seqlens, 8, torch.float32)
+    for is_training in (True, False):
+        model.train(is_training)(batch, sight, sight)
+    assert asked == ["fp8", "bf16"]
