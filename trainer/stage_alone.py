@@ -102,7 +102,7 @@ class StageTimes:
             if bandwidth is None
             else f"{self.bus_bytes:,} bytes on the bus, {bandwidth / 1e9:.2f} GB/s"
         )
-        quantiles = "  ".join(f"{share:g}: {ns:,}" for share, ns in self.to_json()["quantiles_ns"].items())
+        quantiles = "  ".join(f"{share}: {ns:,}" for share, ns in self.to_json()["quantiles_ns"].items())
         return (
             f"{self.stage} of {self.group}, {self.world_size} ranks, {self.device}, {len(self.slowest_ns)} times\n"
             f"median {self.median_ns:,} ns of the slowest rank; {self.bytes:,} bytes, {bus}\n"

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -36,6 +36,7 @@ NUM_COMPILING_STEPS = 2
 """Adam steps every second time, so its graphs are compiled in the second step."""
 
 _POLL_S = 0.5
+_STORE_GONE_S = 10.0
 _GRACE_S = 2.0  # for what other ranks say, and for the main thread to end by itself
 _COMMUNICATION = (Stage.REDUCE_SCATTER, Stage.REDUCE_SCATTER_WAIT, Stage.ALL_GATHER, Stage.ALL_GATHER_WAIT)
 _LOST_CONNECTION = re.compile(r"gloo|nccl|connection|socket|peer|timed out|timeout|broken pipe", re.IGNORECASE)
@@ -43,6 +44,10 @@ _LOST_CONNECTION = re.compile(r"gloo|nccl|connection|socket|peer|timed out|timeo
 
 class Terminated(SystemExit):
     """SIGTERM came."""
+
+
+class _FollowingError(TrainerError):
+    """This rank ends because another said that it does."""
 
 
 class _PositionListener:
@@ -145,12 +150,15 @@ class _Watch:
         self._is_over.set()
         if self._ranks.world_size == 1:
             return error
-        is_ours = isinstance(error, TrainerError)
+        if isinstance(error, _FollowingError):
+            if self._ranks.is_first:
+                time.sleep(_GRACE_S)
+            return error
         message = error.message if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, TrainerError) else 1
         with suppress(StoreGoneError):
             self._notices.post(Notice(rank=self._ranks.rank, exit_code=code, message=_first_line(message)))
-            if is_ours and self._ranks.is_first:  # this process may be the one that keeps the store
+            if self._ranks.is_first:  # this process may be the one that keeps the store
                 time.sleep(_GRACE_S)
         return error
 
@@ -202,7 +210,7 @@ class _Watch:
         return None
 
     def _follow(self, notice: Notice) -> TrainerError:
-        return TrainerError(
+        return _FollowingError(
             f"{self._where()}: ended with rank {notice.rank}, which said: {notice.message}", notice.exit_code
         )
 
@@ -234,9 +242,10 @@ class _Watch:
         try:
             notice = self._notices.first()
         except StoreGoneError:
-            if HERE.seconds_in_collective() > _GRACE_S:
+            # A rank that is done may be gone a moment earlier than this one, but not for long.
+            if not self._is_over.wait(_STORE_GONE_S):
                 problem = f"{self._where()}: rank 0, which keeps the ranks together, is gone; go on with --resume"
-                self._end_if_stuck(lambda: TrainerError(problem, RANK_LOST))
+                _end(TrainerError(problem, RANK_LOST))
             return
         if notice is not None and notice.rank != self._ranks.rank:
             with suppress(StoreGoneError):
@@ -245,10 +254,12 @@ class _Watch:
         elif (waited := self._describe_hang()) is not None:
             self._end_hung(waited)
 
-    def _end_if_stuck(self, error: Any) -> None:
+    def _end_if_stuck(self, error: Callable[[], TrainerError]) -> None:
         """Leave the main thread the time to end by itself, and then end the process."""
         if not self._is_over.wait(_GRACE_S):
-            _end(error())
+            failure = error()
+            self.on_failure(failure)
+            _end(failure)
 
     def _describe_hang(self) -> str | None:
         """What has been waited for too long, or None."""
