@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from speedprof import annotate
 from speedprof.annotate import Stage
+from trainer.shard_state import ShardState
 from trainer.sharding import GroupPlan, adam_plan, all_gather, reduce_scatter_mean
 
 ADAM_STAGES = (
@@ -62,6 +63,7 @@ class _Group:
         rank = dist.get_rank()
         filled = plan.filled_slots(rank)
         self.name = plan.name
+        self.index = plan.indices[0]
         self.parameter = parameter
         self.learning_rate_scale: float = getattr(parameter, "learning_rate_scale", 1.0)
         # Rows that divide need no buffer: gradients leave from .grad, and the gather writes into the parameter.
@@ -114,6 +116,10 @@ class _Group:
     def reset(self) -> None:
         self._mean.zero_()
         self._mean_square.zero_()
+
+    def state(self) -> ShardState:
+        tensors = {"mean": self._mean, "mean_square": self._mean_square}
+        return ShardState(index=self.index, begin=self._filled.start, tensors=tensors)
 
 
 class DistAdam:
@@ -173,21 +179,24 @@ class DistAdam:
 
         for group in self._groups:
             if not group.is_reducing:
-                self._reduce(group)
+                self._run(Stage.REDUCE_SCATTER, group)
 
         for group in self._groups:
-            with annotate.stage(Stage.REDUCE_SCATTER_WAIT, group.name):
-                group.wait()
-            with annotate.stage(Stage.UPDATE, group.name):
-                group.update(self._update, *self._hyper(group), **self._constants())
-            with annotate.stage(Stage.ALL_GATHER, group.name):
-                group.gather_parameter()
+            for stage in (Stage.REDUCE_SCATTER_WAIT, Stage.UPDATE, Stage.ALL_GATHER):
+                self._run(stage, group)
 
         for group in self._groups:
-            with annotate.stage(Stage.ALL_GATHER_WAIT, group.name):
-                group.wait()
-            with annotate.stage(Stage.COPY_BACK, group.name):
-                group.copy_back()
+            for stage in (Stage.ALL_GATHER_WAIT, Stage.COPY_BACK):
+                self._run(stage, group)
+
+    @torch.no_grad()
+    def run_stage(self, stage: Stage, group_name: str) -> None:
+        """One stage of one group, exactly as `step` runs it; the caller keeps to the order of ADAM_STAGES.
+
+        It counts no step: an update before the first step takes itself for the first.
+        """
+        self.num_steps = max(self.num_steps, 1)
+        self._run(stage, next(group for group in self._groups if group.name == group_name))
 
     def zero_grad(self) -> None:
         """Drop the gradients, so that the next backward writes instead of adding."""
@@ -200,21 +209,35 @@ class DistAdam:
         for group in self._groups:
             group.reset()
 
+    def states(self) -> list[ShardState]:
+        """What this rank remembers, for a checkpoint; `num_steps` belongs to it."""
+        return [group.state() for group in self._groups]
+
     def plan(self) -> list[dict[str, Any]]:
         """The groups in the order in which they are updated, as JSON values; what `annotate.declare` takes."""
         return [plan.to_json() | {"stages": [str(stage) for stage in ADAM_STAGES]} for plan in self._plan]
 
-    def _reduce(self, group: _Group) -> None:
-        if group.is_reducing:
+    def _run(self, stage: Stage, group: _Group) -> None:
+        if stage == Stage.REDUCE_SCATTER and group.is_reducing:
             raise RuntimeError(f"{group.name}: two backwards while armed; arm before the last micro-batch alone")
-        with annotate.stage(Stage.REDUCE_SCATTER, group.name):
-            group.reduce_gradient()
+        with annotate.stage(stage, group.name):
+            match stage:
+                case Stage.REDUCE_SCATTER:
+                    group.reduce_gradient()
+                case Stage.UPDATE:
+                    group.update(self._update, *self._hyper(group), **self._constants())
+                case Stage.ALL_GATHER:
+                    group.gather_parameter()
+                case Stage.REDUCE_SCATTER_WAIT | Stage.ALL_GATHER_WAIT:
+                    group.wait()
+                case Stage.COPY_BACK:
+                    group.copy_back()
 
     def _hook(self, group: _Group) -> Callable[[Tensor], None]:
         def reduce_if_armed(_: Tensor) -> None:
             if self._reduces_in_backward:
                 with torch.no_grad():
-                    self._reduce(group)
+                    self._run(Stage.REDUCE_SCATTER, group)
 
         return reduce_if_armed
 

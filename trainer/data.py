@@ -45,15 +45,17 @@ class _Row:
 
 
 def micro_batches(
-    shards: list[Path], config: TrainConfig, *, rank: int, world_size: int, device: torch.device
+    shards: list[Path], config: TrainConfig, *, rank: int, world_size: int, device: torch.device, first_row: int = 0
 ) -> Iterator[MicroBatch]:
     """Rows number rank, rank + world_size, ... of the plan, without end (the shards start over, in another order).
+
+    first_row: the plan's rows before it are passed over, as a run that goes on has had them; counting starts there.
 
     Raises TrainerError (unreadable input) for a bad shard, or shards that cannot fill one row; (wrong usage) where a
     row has more documents than `max_documents`.
     """
     for number, row in enumerate(_plan_rows(shards, config)):
-        if number % world_size == rank:
+        if number >= first_row and (number - first_row) % world_size == rank:
             yield _read_row(row, config, device)
 
 

@@ -1,6 +1,7 @@
-"""The model of the published record of 134.9 s (2025-11-18), at any size.
+"""The model of the published records of 149.6, 140.7 and 134.9 s (2025), at any size.
 
-Twelve nominal layers: layer 0 is null, layer 7 has no attention. Shapes are suffixes of names:
+Which layer has what is in trainer/pattern.py, which scalars are learned in trainer/scalars.py. Suffixes of names are
+shapes:
 
     T tokens of a packed row    D channels of the model    H heads    C channels of a head    V vocabulary
 
@@ -20,65 +21,21 @@ from torch.nn import functional
 from trainer.attention import Sight, attend
 from trainer.config import TrainConfig
 from trainer.data import MicroBatch
-from trainer.errors import WRONG_USAGE, TrainerError
+from trainer.head import choose_matmul, head_loss
+from trainer.pattern import (
+    ATTENTION_LAYERS,
+    LONG_WINDOW_LAYERS,
+    MLP_LAYERS,
+    NUM_VALUE_TABLES,
+    VALUE_TABLE_OF_LAYER,
+)
+from trainer.scalars import ScalarLayout, Scalars
 from trainer.vocabulary import END_OF_TEXT
-
-NUM_LAYERS = 12
-ATTENTION_LAYERS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)
-MLP_LAYERS = tuple(range(1, NUM_LAYERS))
-LONG_WINDOW_LAYERS = (4, 11)  # the others see half as far
-VALUE_TABLE_OF_LAYER = {1: 1, 2: 2, 9: 0, 10: 1, 11: 2}
-NUM_VALUE_TABLES = 3
-SKIP_FROM_LAYER, SKIP_TO_LAYER = 4, 7
-BACKOUT_LAYER = 8
 
 NUM_GATE_CHANNELS = 12
 MLP_RATIO = 4
-SOFTCAP = 15.0
 TABLE_LEARNING_RATE_SCALE = 75.0  # of the embedding tables, against Adam's own rate
 SCALARS_LEARNING_RATE_SCALE = 5.0
-
-NATURAL_NUM_SCALARS = 1 + 2 * NUM_LAYERS + 2 * NUM_LAYERS + 1 + 1
-
-
-class Scalars(NamedTuple):
-    """Views of the packed vector, in its order; padding follows them."""
-
-    skip: Tensor  # [], its sigmoid weighs the skip
-    block: tuple[Tensor, ...]  # per layer [2]: weights of x and of the embedding x0
-    attention: tuple[Tensor, ...]  # per layer [2]: weights of V and of the value embedding
-    smear: Tensor  # []
-    backout: Tensor  # []
-
-    @classmethod
-    def unpack(cls, packed: Tensor) -> Scalars:
-        skip, block, attention, smear, backout, _ = torch.split(
-            packed, [1, 2 * NUM_LAYERS, 2 * NUM_LAYERS, 1, 1, len(packed) - NATURAL_NUM_SCALARS]
-        )
-        pairs = block.view(NUM_LAYERS, 2).unbind(), attention.view(NUM_LAYERS, 2).unbind()
-        return cls(skip[0], *pairs, smear[0], backout[0])
-
-
-def initial_scalars(num_scalars: int) -> Tensor:
-    """The packed vector at the start, [num_scalars] fp32; the figures are the record's, its padding is 1."""
-    skip, smear, backout = torch.tensor([-1.5]), torch.zeros(1), torch.tensor([0.5])
-    block, attention = torch.tensor([1.1, 0.0]).repeat(NUM_LAYERS), torch.tensor([0.5, 0.5]).repeat(NUM_LAYERS)
-    padding = torch.ones(num_scalars - NATURAL_NUM_SCALARS)
-    return torch.cat([skip, block, attention, smear, backout, padding])
-
-
-def packed_num_scalars(config: TrainConfig, world_size: int) -> int:
-    """Length of the packed vector. Raises TrainerError for a count too small, or one that the ranks do not divide."""
-    smallest = math.ceil(NATURAL_NUM_SCALARS / world_size) * world_size
-    if config.num_scalars is None:
-        return smallest
-    if config.num_scalars < NATURAL_NUM_SCALARS or config.num_scalars % world_size:
-        raise TrainerError(
-            f"num_scalars={config.num_scalars} must be {NATURAL_NUM_SCALARS} or more and a multiple of "
-            f"the {world_size} ranks: --set num_scalars={smallest}",
-            WRONG_USAGE,
-        )
-    return config.num_scalars
 
 
 class Rotary(nn.Module):
@@ -120,6 +77,13 @@ class Rotary(nn.Module):
         self._fill()
         self.scale.mul_(1 + 0.2 * math.log(new_tokens / old_tokens))
 
+    @torch.no_grad()
+    def restore(self, frequencies: Tensor, scale: Tensor) -> None:
+        """Come back to the window whose `frequencies` and `scale` these were."""
+        self.frequencies = frequencies.clone()
+        self._fill()
+        self.scale.copy_(scale)
+
 
 def rms_norm(x: Tensor) -> Tensor:
     return functional.rms_norm(x, (x.size(-1),))
@@ -137,8 +101,11 @@ def gate(x_TD: Tensor, weight: Tensor) -> Tensor:
 
 
 def embed(tokens_T: Tensor, table_VD: Tensor, smear_gate: Tensor, smear: Tensor) -> Tensor:
-    """Normed embedding, to which each token but a document's first adds a gated share of the one before it."""
-    x_TD = rms_norm(functional.embedding(tokens_T, table_VD))
+    """Embedding, to which each token but a document's first adds a gated share of the one before it; then normed.
+
+    The records let a document's first token add the last one of the document before it too; here none sees another.
+    """
+    x_TD = functional.embedding(tokens_T, table_VD)
     is_inner = (tokens_T[1:] != END_OF_TEXT)[:, None]
     share = smear * gate(x_TD[1:], smear_gate) * is_inner
     return rms_norm(torch.cat([x_TD[:1], x_TD[1:] + (share * x_TD[:-1]).type_as(x_TD)]))
@@ -184,14 +151,6 @@ def mlp_layer(x_TD: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return x_TD + functional.linear(hidden, down.type_as(x_TD))
 
 
-def head_loss(x_TD: Tensor, backout_TD: Tensor, backout: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
-    """Sum over tokens of the cross entropy, under logits capped to 0 ... 30: the tanh softcap of 15, shifted by 15."""
-    x_TD = rms_norm(x_TD - backout.type_as(x_TD) * backout_TD)
-    logits_TV = 2 * SOFTCAP * torch.sigmoid(functional.linear(x_TD, head_VD) / (SOFTCAP / 2))
-    # Summed in fp32: a sum of 32,768 losses in bf16 would be off by half a percent.
-    return functional.cross_entropy(logits_TV, targets_T, reduction="none").float().sum()
-
-
 class Regions(NamedTuple):
     """The functions that the model calls: plain, or compiled one by one."""
 
@@ -219,14 +178,24 @@ class GPT(nn.Module):
         dim, vocab_size = config.dim, config.vocab_size
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.dtype = dtype
+        self.logits_dtype = torch.bfloat16 if config.logits_precision == "bf16" else torch.float32
+        self.head_matmul = choose_matmul(config.head_matmul, device, dtype, dim, vocab_size, config.micro_batch_tokens)
+        self.layout = ScalarLayout(config)
+        self.skip_sources = {source for source, _ in config.skips}
+        self.has_sigmoid_skips = config.skip_gate == "sigmoid"
+        self.backs_out_per_layer = config.backout == "per_layer"
         self.regions = regions or Regions()
         self.rotary = Rotary(config, dtype, device)
 
         def table(label: str, scale: float) -> nn.Parameter:
             return _parameter(label, vocab_size, dim, dtype=dtype, device=device, learning_rate_scale=scale)
 
-        def matrices(label: str, count: int, *shape: int, dtype: torch.dtype = torch.float32) -> nn.ParameterList:
-            return nn.ParameterList(_parameter(label, *shape, dtype=dtype, device=device) for _ in range(count))
+        def matrices(
+            label: str, count: int, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0
+        ) -> nn.ParameterList:
+            return nn.ParameterList(
+                _parameter(label, *shape, dtype=dtype, device=device, learning_rate_scale=scale) for _ in range(count)
+            )
 
         self.embed = table("embed", TABLE_LEARNING_RATE_SCALE)
         self.value_embeds = nn.ParameterList(
@@ -240,7 +209,8 @@ class GPT(nn.Module):
         num_attention, num_mlp = len(ATTENTION_LAYERS), len(MLP_LAYERS)
         self.attn_gates = matrices("attn_gate", num_attention, config.num_heads, NUM_GATE_CHANNELS, dtype=dtype)
         self.attn = matrices("attn", num_attention, dim, MLP_RATIO * dim)
-        self.mlp_up = matrices("mlp", num_mlp, dim, MLP_RATIO * dim)
+        up_scale = config.mlp_up_learning_rate_scale
+        self.mlp_up = matrices("mlp", num_mlp, dim, MLP_RATIO * dim, scale=up_scale)
         self.mlp_down = matrices("mlp", num_mlp, dim, MLP_RATIO * dim)
 
     def muon_parameters(self) -> list[nn.Parameter]:
@@ -249,6 +219,10 @@ class GPT(nn.Module):
 
     def adam_parameters(self) -> list[nn.Parameter]:
         return [self.embed, *self.value_embeds, self.lm_head, self.scalars]
+
+    def lambdas(self) -> dict[str, Tensor]:
+        """Every learned scalar by its name: views, scalars on the device."""
+        return dict(zip(self.layout.names, self.scalars.detach(), strict=False))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -270,18 +244,19 @@ class GPT(nn.Module):
             up.uniform_(-bound, bound, generator=random)
         for parameter in (*self.mlp_down, self.smear_gate, *self.attn_gates, self.lm_head):
             parameter.zero_()
-        self.scalars.copy_(initial_scalars(len(self.scalars)))
+        self.scalars.copy_(self.layout.pack(len(self.scalars)))
 
     def forward(self, batch: MicroBatch, short: Sight, long: Sight) -> Tensor:
         """Summed loss of a row, fp32 scalar. `short`, `long`: what queries see through either window."""
-        regions, scalars = self.regions, Scalars.unpack(self.scalars)
+        regions, scalars = self.regions, self.layout.unpack(self.scalars)
         values_TD = [functional.embedding(batch.tokens_T, table) for table in self.value_embeds]
         x0_TD = regions.embed(batch.tokens_T, self.embed, self.smear_gate, scalars.smear)
         # A view, because Dynamo compiles a layer once more for a call whose x and x0 are one object.
-        x_TD = skip_TD = backout_TD = x0_TD.view_as(x0_TD)
+        x_TD = x0_TD.view_as(x0_TD)
+        kept_TD: dict[int, Tensor] = {}  # by layer, what it put out
+        backout_TD, backout = None, None
         for layer in MLP_LAYERS:
-            if layer == SKIP_TO_LAYER:
-                x_TD = x_TD + torch.sigmoid(scalars.skip).type_as(x_TD) * skip_TD
+            entered_TD = x_TD = self._add_skips(layer, x_TD, kept_TD, scalars)
             if layer in ATTENTION_LAYERS:
                 sight = long if layer in LONG_WINDOW_LAYERS else short
                 x_TD = self._attend(layer, x_TD, x0_TD, values_TD, scalars, sight)
@@ -289,9 +264,24 @@ class GPT(nn.Module):
                 x_TD = mix(x_TD, x0_TD, scalars.block[layer])
             number = MLP_LAYERS.index(layer)
             x_TD = regions.mlp_layer(x_TD, self.mlp_up[number], self.mlp_down[number])
-            skip_TD = x_TD if layer == SKIP_FROM_LAYER else skip_TD
-            backout_TD = x_TD if layer == BACKOUT_LAYER else backout_TD
-        return regions.head_loss(x_TD, backout_TD, scalars.backout, self.lm_head, batch.targets_T)
+            if layer in self.skip_sources:
+                kept_TD[layer] = x_TD
+            if self.backs_out_per_layer:
+                share_TD = scalars.backout[layer].type_as(x_TD) * (x_TD - entered_TD)
+                backout_TD = share_TD if backout_TD is None else backout_TD + share_TD
+            elif layer in scalars.backout:
+                backout_TD, backout = x_TD, scalars.backout[layer]
+        if backout_TD is not None and backout is None:  # the shares are weighed already
+            x_TD, backout_TD = x_TD - backout_TD, None
+        matmul = self.head_matmul if self.training else "bf16"
+        return regions.head_loss(x_TD, backout_TD, backout, self.lm_head, batch.targets_T, self.logits_dtype, matmul)
+
+    def _add_skips(self, layer: int, x_TD: Tensor, kept_TD: dict[int, Tensor], scalars: Scalars) -> Tensor:
+        for (source, target), weight in scalars.skip.items():
+            if target == layer:
+                weight = torch.sigmoid(weight) if self.has_sigmoid_skips else weight
+                x_TD = x_TD + weight.type_as(x_TD) * kept_TD[source]
+        return x_TD
 
     def _attend(
         self, layer: int, x_TD: Tensor, x0_TD: Tensor, values_TD: list[Tensor], scalars: Scalars, sight: Sight
@@ -304,7 +294,7 @@ class GPT(nn.Module):
             scalars.block[layer],
             self.attn[number],
             self.attn_gates[number],
-            scalars.attention[layer],
+            scalars.value[layer],
             None if table is None else values_TD[table],
             self.rotary.cos_TC,
             self.rotary.sin_TC,

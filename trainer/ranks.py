@@ -11,9 +11,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from trainer import flight_recorder
 from trainer.errors import ENVIRONMENT, WRONG_USAGE, TrainerError
 
-# Compiling may keep one rank minutes behind the others.
+# Compiling may keep one rank minutes behind the others; trainer/watch.py ends a run that hangs long before this.
 _TIMEOUT = timedelta(minutes=30)
 
 
@@ -82,6 +83,7 @@ def _set_up_device(ranks: Ranks) -> None:
 def _join(ranks: Ranks) -> None:
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"
     device_id = ranks.device if backend == "nccl" else None
+    flight_recorder.turn_on()
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=_TIMEOUT, device_id=device_id)
         return

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trainer.muon import Variant
 from trainer.orthogonalise import COEFFICIENTS, NORM_FLOOR, NORM_SAFETY, Method
 
 
@@ -43,15 +44,17 @@ class MatrixState:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ReferenceMuon:
-    """Muon on plain tensors; `labels` says which of them hold Q, K, V and O."""
+    """Muon on plain tensors; `labels` says which of them hold Q, K, V and O, `scales` multiply their learning rates."""
 
     parameters: Sequence[Tensor]
     labels: Sequence[str]
+    scales: Sequence[float]
     learning_rate: float
     momentum: float = 0.95
     beta2: float = 0.95
     weight_decay: float = 1.2
     method: Method = "polar_express"
+    variant: Variant = "normuon"
     _states: dict[tuple[int, int], MatrixState] = field(default_factory=dict)
 
     def step(self, gradients: Sequence[Tensor]) -> None:
@@ -61,22 +64,26 @@ class ReferenceMuon:
             shape = (4, rows, columns // 4) if self.labels[index] == "attn" else (1, rows, columns)
             for part in range(shape[0]):
                 matrix = parameter.view(shape)[part]
-                self._step_matrix((index, part), matrix, gradient.view(shape)[part])
+                self._step_matrix((index, part), matrix, gradient.view(shape)[part], is_wide=rows < columns)
 
-    def _step_matrix(self, key: tuple[int, int], matrix: Tensor, gradient: Tensor) -> None:
-        is_wide = matrix.shape[0] < matrix.shape[1]
+    def _step_matrix(self, key: tuple[int, int], matrix: Tensor, gradient: Tensor, *, is_wide: bool) -> None:
+        """`is_wide`: neurons are columns, for the parameter is stored wide, though one of Q, K, V, O is square."""
         if key not in self._states:
-            self._states[key] = MatrixState(torch.zeros_like(matrix), matrix.new_zeros(max(matrix.shape)))
+            self._states[key] = MatrixState(
+                torch.zeros_like(matrix), matrix.new_zeros(matrix.shape[1 if is_wide else 0])
+            )
         state = self._states[key]
         state.momentum = self.momentum * state.momentum + (1 - self.momentum) * gradient
         nesterov = self.momentum * state.momentum + (1 - self.momentum) * gradient
         update = orthogonalised(nesterov, self.method)
-        update, state.mean_square = neuron_normalised(update.T if is_wide else update, state.mean_square, self.beta2)
-        update = update.T if is_wide else update
+        if self.variant == "normuon":
+            neurons = update.T if is_wide else update
+            neurons, state.mean_square = neuron_normalised(neurons, state.mean_square, self.beta2)
+            update = neurons.T if is_wide else neurons
         decays = ((update * matrix) >= 0).to(matrix.dtype)
-        shape_factor = math.sqrt(max(1, matrix.shape[0] / matrix.shape[1]))
+        factor = self.scales[key[0]] * math.sqrt(max(1, matrix.shape[0] / matrix.shape[1]))
         decay = self.learning_rate * self.weight_decay * decays * matrix
-        matrix -= self.learning_rate * shape_factor * (update + decay)
+        matrix -= self.learning_rate * factor * (update + decay)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

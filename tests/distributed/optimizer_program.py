@@ -1,9 +1,10 @@
 """What the ranks of the optimizer tests run: a few annotated steps, with everything worth knowing recorded."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,6 +61,8 @@ def make_parameters(
         return parameter
 
     muon = [make(label, shape) for label, shapes in MUON_SHAPES.items() for shape in shapes]
+    for parameter in muon[-22::2]:  # the rate of MLP-up, its neighbours' of MLP-down
+        parameter.learning_rate_scale = 2.0
     return muon, [make(label, shape) for label, shape in ADAM_SHAPES.items()]
 
 
@@ -69,10 +72,21 @@ def gradients_of(step: int, rank: int, parameters: Sequence[Tensor]) -> list[Ten
     return [torch.randn(parameter.shape, generator=random).to(parameter) for parameter in parameters]
 
 
-def train(*, arm: bool, dtype: torch.dtype = torch.float32, device: str = "cpu", compiled: bool = False) -> Recorded:
+PLAIN_MUON = {"method": "newton_schulz", "variant": "plain", "weight_decay": 0.0}
+"""Muon as the record of 149.6 s has it."""
+
+
+def train(
+    *,
+    arm: bool,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    compiled: bool = False,
+    muon_options: Mapping[str, Any] | None = None,
+) -> Recorded:
     """NUM_STEPS steps on this rank, Adam in every second one and on the gradients of both, as the record does."""
     muon_parameters, adam_parameters = make_parameters(dtype, device)
-    muon = Muon(muon_parameters, learning_rate=MUON_RATE, compile=compiled)
+    muon = Muon(muon_parameters, learning_rate=MUON_RATE, compile=compiled, **(muon_options or {}))
     adam = DistAdam(adam_parameters, learning_rate=ADAM_RATE, compile=compiled)
     parameters = muon_parameters + adam_parameters
     with recorded_ranges() as ranges, recorded_listener() as heard:
@@ -99,6 +113,11 @@ def train(*, arm: bool, dtype: torch.dtype = torch.float32, device: str = "cpu",
 def train_thrice() -> tuple[Recorded, Recorded, Recorded]:
     """Unarmed, armed, and armed again; one start of the ranks for all three."""
     return train(arm=False), train(arm=True), train(arm=True)
+
+
+def train_plainly() -> Recorded:
+    """Once, with plain Muon."""
+    return train(arm=False, muon_options=PLAIN_MUON)
 
 
 def _backward(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:

@@ -15,10 +15,12 @@ from optimizer_program import (
     ADAM_RATE,
     MUON_RATE,
     NUM_STEPS,
+    PLAIN_MUON,
     Recorded,
     gradients_of,
     make_parameters,
     train,
+    train_plainly,
     train_thrice,
 )
 
@@ -43,12 +45,18 @@ def ranks_of(world_size: int) -> list[tuple[Recorded, Recorded, Recorded]]:
 
 
 @functools.cache
-def reference_values(world_size: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def reference_values(world_size: int, *, is_plain: bool = False) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     muon, adam = make_parameters()
     labels = [parameter.label for parameter in muon]
     values = [parameter.detach().clone() for parameter in muon + adam]
     muon_values, adam_values = values[: len(muon)], values[len(muon) :]
-    reference_muon = ReferenceMuon(parameters=muon_values, labels=labels, learning_rate=MUON_RATE)
+    reference_muon = ReferenceMuon(
+        parameters=muon_values,
+        labels=labels,
+        scales=[getattr(parameter, "learning_rate_scale", 1.0) for parameter in muon],
+        learning_rate=MUON_RATE,
+        **(PLAIN_MUON if is_plain else {}),
+    )
     reference_adam = ReferenceAdam(parameters=adam_values, learning_rate=ADAM_RATE)
     summed = [torch.zeros_like(value) for value in adam_values]
     for step in range(1, NUM_STEPS + 1):
@@ -66,6 +74,12 @@ def reference_values(world_size: int) -> tuple[list[torch.Tensor], list[torch.Te
 def test_muon_equals_the_reference_on_every_rank(world_size):
     for rank in ranks_of(world_size):
         torch.testing.assert_close(rank[UNARMED].muon, reference_values(world_size)[0], **MUON_TOLERANCE)
+
+
+@pytest.mark.parametrize("world_size", [2, 8])
+def test_plain_muon_equals_the_reference_on_every_rank(world_size):
+    for rank in run_ranks(train_plainly, world_size):
+        torch.testing.assert_close(rank.muon, reference_values(world_size, is_plain=True)[0], **MUON_TOLERANCE)
 
 
 @every_world_size

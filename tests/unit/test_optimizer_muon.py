@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.muon import momentum_direction, muon_update, normuon_scale, shape_scale
+from trainer.muon import momentum_direction, muon_update, neuron_dim, normuon_scale, shape_scale
 from trainer.orthogonalise import COEFFICIENTS, orthogonalise
 from trainer.reference import orthogonalised
 
@@ -83,6 +83,24 @@ def test_decay_shrinks_only_what_the_step_moves_towards_zero():
     muon_update(parameters, direction, torch.ones(1, 2, 1), torch.tensor([[[3.0]]]), rate, decay, beta2=0.95)
     # Step 0.1 x 3 along the direction; where both signs agree, 2 shrinks by 2 x 0.5 x 0.3 more.
     torch.testing.assert_close(parameters, torch.tensor([[[1.4, -2.3], [-1.4, 2.3]]]))
+
+
+def test_plain_muon_steps_along_the_direction_itself():
+    parameters, direction = torch.ones(1, 2, 3), torch.tensor([[[1.0, 2.0, 3.0], [-1.0, 0.0, 1.0]]])
+    mean_square, scale = torch.zeros(1, 1, 3), torch.ones(1, 1, 1)
+    rate, none = torch.tensor(0.5), torch.tensor(0.0)
+    muon_update(parameters, direction, mean_square, scale, rate, none, beta2=0.95, variant="plain")
+    torch.testing.assert_close(parameters, 1 - 0.5 * direction)
+    assert mean_square.count_nonzero() == 0
+
+
+def test_the_neurons_of_attention_are_the_columns_of_each_square():
+    """As in the record: Q, K, V and O are stored side by side as one wide matrix, whose neurons are its columns."""
+    direction = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(7))
+    mean_square = torch.zeros_like(direction.mean(neuron_dim((8, 32)), keepdim=True))
+    scaled = normuon_scale(direction, mean_square, 0.95)
+    of_columns = scaled.square().mean(-2)
+    torch.testing.assert_close(of_columns, of_columns.mean(-1, keepdim=True).expand_as(of_columns))
 
 
 def test_tall_attention_matrices_go_back_to_their_four_parts():

@@ -16,6 +16,61 @@ def test_record_has_the_published_sizes() -> None:
     assert record.head_dim == 128
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "record_149",
+            "num_scheduled_steps=1640 num_extension_steps=40 cooldown_ratio=0.5 micro_batch_tokens=49152 "
+            "orthogonalisation=newton_schulz muon_variant=plain muon_learning_rate=0.05 muon_weight_decay=0.0 "
+            "adam_learning_rate=0.008 adam_epsilon=1e-08 adam_beta1=0.8 adam_beta2=0.95 adam_interval=1 "
+            "adam_reduces_in=step muon_momentum_low=0.85 muon_momentum_high=0.95 muon_momentum_warmup_steps=300 "
+            "muon_momentum_cooldown_steps=0 window_blocks=3,7,11 extension_window_blocks=11 "
+            "final_validation_window_blocks=20 logits_precision=fp32 skips=1-10,2-9,3-8,4-7,5-6 backout=none "
+            "block_initial=1.0 num_scalars=72",
+        ),
+        (
+            "record_140",
+            "num_scheduled_steps=2290 num_extension_steps=40 cooldown_ratio=0.45 micro_batch_tokens=32768 "
+            "orthogonalisation=polar_express muon_variant=plain muon_learning_rate=0.06 muon_weight_decay=0.0 "
+            "adam_learning_rate=0.008 adam_epsilon=1e-08 adam_beta1=0.65 adam_beta2=0.95 adam_interval=2 "
+            "adam_reduces_in=step muon_momentum_low=0.85 muon_momentum_high=0.95 muon_momentum_warmup_steps=300 "
+            "muon_momentum_cooldown_steps=50 window_blocks=3,7,11 extension_window_blocks=11 "
+            "final_validation_window_blocks=20 logits_precision=bf16 skips=1-10,2-9,3-8,4-7,5-6 backout=layer "
+            "backout_layer=8 backout_initial=0.5 block_initial=1.0 num_scalars=64",
+        ),
+        (
+            "record_134",
+            "num_scheduled_steps=2185 num_extension_steps=40 cooldown_ratio=0.5 micro_batch_tokens=32768 "
+            "orthogonalisation=polar_express muon_variant=normuon muon_learning_rate=0.03 muon_weight_decay=1.2 "
+            "muon_beta2=0.95 adam_learning_rate=0.008 adam_epsilon=1e-08 adam_beta1=0.65 adam_beta2=0.95 "
+            "adam_interval=2 adam_reduces_in=backward muon_momentum_low=0.85 muon_momentum_high=0.95 "
+            "muon_momentum_warmup_steps=300 muon_momentum_cooldown_steps=50 window_blocks=3,7,11 "
+            "extension_window_blocks=13 final_validation_window_blocks=20 logits_precision=bf16 skips=4-7 "
+            "skip_gate=sigmoid skip_initial=-1.5 backout=layer backout_layer=8 backout_initial=0.5 block_initial=1.1 "
+            "num_scalars=64",
+        ),
+    ],
+)
+def test_presets_have_the_figures_of_their_records(name: str, expected: str) -> None:
+    """The table of what distinguishes them, as published."""
+    config = configs.preset(name)
+    assert configs.with_settings(config, expected.split()) == config
+    assert (config.dim, config.num_heads) == (768, 6)
+
+
+def test_tokens_per_step_of_the_records_on_8_ranks() -> None:
+    tokens = {name: configs.preset(name).tokens_per_step(8) for name in configs.PRESETS if name != "tiny_cpu"}
+    assert tokens == {"record_149": 393_216, "record_140": 262_144, "record_134": 262_144, "speedrun": 262_144}
+
+
+def test_skips_are_spelled_as_pairs_of_layers() -> None:
+    tiny = configs.preset("tiny_cpu")
+    assert configs.with_settings(tiny, ["skips=1-10,4-7"]).skips == ((1, 10), (4, 7))
+    assert configs.with_settings(tiny, ["skips=none"]).skips == ()
+    assert configs.spell_value(()) == "none"
+
+
 def test_tiny_takes_one_row_per_rank_whatever_their_number() -> None:
     tiny = configs.preset("tiny_cpu")
     assert [tiny.accumulation_steps(ranks) for ranks in (1, 3, 5)] == [1, 1, 1]
@@ -69,6 +124,15 @@ def test_settings_take_every_type() -> None:
         ("adam_beta2=1", "must be 0 or more and under 1"),
         ("muon_beta2=-0.1", "must be 0 or more and under 1"),
         ("adam_epsilon=0", "must be over 0"),
+        ("skips=7-4", "skips=7-4 must be pairs of layers from 1 to 11"),
+        ("skips=4-12", "must be pairs of layers from 1 to 11"),
+        ("skips=4-7,4-7", "names a pair twice"),
+        ("skips=4", "skips takes pairs of layers as in 3-8,4-7, or none"),
+        ("skips=1-2-3", "skips takes pairs of layers"),
+        ("backout=all", "backout takes none or layer or per_layer"),
+        ("backout_layer=12", "must be a layer from 1 to 11"),
+        ("adam_interval=0", "must be 1 or more"),
+        ("muon_momentum_cooldown_steps=-1", "must not be negative"),
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, says: str) -> None:
@@ -97,5 +161,5 @@ def test_a_value_is_spelled_as_a_setting_takes_it(name: str) -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(TrainerError, match="tiny_cpu, record_134"):
+    with pytest.raises(TrainerError, match="tiny_cpu, record_149, record_140, record_134, speedrun"):
         configs.preset("huge")

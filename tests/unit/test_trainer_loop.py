@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch.distributed as dist
 
 from speedprof import annotate
 from trainer.__main__ import main
-from trainer.config import TrainConfig, preset, with_settings
+from trainer.adam import DistAdam
+from trainer.config import TrainConfig, preset, spell_value, with_settings
 from trainer.loop import Training, TrainingData, declare, write_header
 from trainer.ranks import Ranks, process_group
 from trainer.shards import write_shard
@@ -108,11 +110,87 @@ def test_the_loss_falls_and_all_is_said(shards: TrainingData, capsys: pytest.Cap
     assert heard.facts["tokens_per_step"] == 64
     assert heard.facts["attention"] == "reference"
     assert len(json.loads(json.dumps(heard.facts["optimizer_plan"]))) == 4 + 6
-    assert set(heard.metrics) == {"loss", "lr", "adam_lr", "muon_momentum", "validation_loss"}
+    details = {name for name in heard.metrics if "/" in name}
+    assert set(heard.metrics) - details == {"loss", "lr", "adam_lr", "muon_momentum", "validation_loss"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("preset tiny_cpu  ranks 1  device cpu  attention reference  compile off")
     assert [line for line in lines if "train loss" in line][-1].startswith("step     9  train loss")
     assert sum("validation loss" in line for line in lines) == 3
+
+
+def test_lambdas_and_gradient_norms_are_said_by_name_at_every_tenth_step(
+    shards: TrainingData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = Heard()
+    _run(_config("validation_interval=none", "log_interval=10"), shards, heard, 11)
+    said = {name: values for name, values in heard.metrics.items() if "/" in name}
+    assert {len(values) for values in said.values()} == {2}
+    groups = [
+        "muon.smear_gate",
+        "muon.attn_gate",
+        "muon.attn",
+        "muon.mlp",
+        "adam.lm_head",
+        "adam.scalars",
+        "adam.embed",
+    ]
+    values = [f"adam.value_embed_{number}" for number in range(3)]
+    assert {name for name in said if name.startswith("gradient_norm/")} == {
+        f"gradient_norm/{group}" for group in groups + values
+    }
+    assert sum(name.startswith("lambda/") for name in said) == 40
+    assert said["lambda/block_1_x"][0] == pytest.approx(1.1)  # Adam's first step is the second one
+    assert said["lambda/block_1_x"][1] != said["lambda/block_1_x"][0]
+    assert said["gradient_norm/adam.lm_head"][0] > 0
+    table = capsys.readouterr().out.split("learned lambdas")[1].splitlines()
+    assert [line.split()[0] for line in table[1:13]] == ["layer", *map(str, range(1, 12))]
+
+
+@pytest.mark.parametrize("name", ["record_149", "record_140", "record_134", "speedrun"])
+def test_a_small_model_trains_by_every_record(name: str, shards: TrainingData) -> None:
+    """Every feature and hyperparameter of the preset, at the tiny model's sizes: the loss falls."""
+    heard = Heard()
+    tiny = preset("tiny_cpu")
+    sizes = ["num_heads", "precision", "attention", "window_block_tokens", "micro_batches_per_step", "max_documents"]
+    as_tiny = [f"{field}={spell_value(getattr(tiny, field))}" for field in sizes]
+    steps = ["num_scheduled_steps=10", "num_extension_steps=2", "validation_interval=none"]
+    config = with_settings(preset(name), [*as_tiny, *SMALL, *steps])
+    _run(config, shards, heard, 12)
+    assert heard.metrics["loss"][0] == pytest.approx(10.825, abs=0.02)  # bf16 logits round by 0.3%
+    assert heard.metrics["loss"][-1] < 9.5
+    assert heard.phases == ["window 3", "window 7", "window 11", "window 13", "window 20"]
+
+
+def test_backout_per_layer_ends_with_the_choice_of_a_layer(
+    shards: TrainingData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = Heard()
+    _run(_config("backout=per_layer", "log_interval=2"), shards, heard, 6)
+    assert [name for name in heard.metrics if name.startswith("lambda/backout")] == [
+        f"lambda/backout_{layer}" for layer in range(1, 12)
+    ]
+    assert heard.metrics["lambda/backout_8"][0] == 0
+    assert all(heard.metrics[f"lambda/backout_{layer}"][-1] != 0 for layer in range(1, 12))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("backout: ")
+
+
+def test_adam_reduces_where_the_preset_says(shards: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    armed: list[bool] = []
+    monkeypatch.setattr(DistAdam, "reduce_in_backward", lambda _, is_armed: armed.append(is_armed))
+    _run(_config("adam_reduces_in=step"), shards, Heard(), 2)
+    assert armed == []
+    _run(_config("adam_reduces_in=backward"), shards, Heard(), 2)
+    assert armed == [True]
+
+
+def test_the_last_validation_looks_farther_through_the_long_window_alone(shards: TrainingData) -> None:
+    """As in the records: RoPE and the short window follow 13 blocks, the long window is 20."""
+    with process_group(ALONE):
+        training = Training(_config("num_scheduled_steps=2", "num_extension_steps=1"), shards, ALONE)
+        training.run(3)
+    assert (training.window_blocks, training.short_window_blocks) == (20, 6)
+    scale = 0.1 * math.prod(1 + 0.2 * math.log(new / old) for old, new in [(3, 7), (7, 13)])
+    assert training.model.rotary.scale.item() == pytest.approx(scale)
 
 
 def test_two_runs_are_the_same_run(shards: TrainingData) -> None:

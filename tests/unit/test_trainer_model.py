@@ -14,8 +14,8 @@ from trainer import model as models
 from trainer.attention import Sight, attend, document_ids, make_sight
 from trainer.config import TrainConfig, preset, with_settings
 from trainer.data import MicroBatch
-from trainer.errors import TrainerError
-from trainer.model import GPT, NATURAL_NUM_SCALARS, Regions, Scalars, compiled_regions, packed_num_scalars
+from trainer.model import GPT, Regions, compiled_regions
+from trainer.scalars import packed_num_scalars
 from trainer.vocabulary import END_OF_TEXT
 
 CPU = torch.device("cpu")
@@ -85,26 +85,6 @@ def test_record_has_its_published_size() -> None:
     assert {p.dtype for p in record.adam_parameters() if p.label != "scalars"} == {torch.bfloat16}
 
 
-def test_packed_scalars_have_their_places() -> None:
-    packed = models.initial_scalars(64)
-    scalars = Scalars.unpack(packed)
-    assert NATURAL_NUM_SCALARS == 51
-    assert (scalars.skip.item(), scalars.smear.item(), scalars.backout.item()) == (-1.5, 0.0, 0.5)
-    assert [pair.tolist() for pair in scalars.block] == [pytest.approx([1.1, 0.0])] * 12
-    assert [pair.tolist() for pair in scalars.attention] == [[0.5, 0.5]] * 12
-    assert len(packed) == 64
-
-
-def test_number_of_scalars_follows_the_ranks_or_is_refused() -> None:
-    record = preset("record_134")
-    assert [packed_num_scalars(preset("tiny_cpu"), ranks) for ranks in (1, 2, 3, 8)] == [51, 52, 51, 56]
-    assert [packed_num_scalars(record, ranks) for ranks in (1, 8)] == [64, 64]
-    with pytest.raises(TrainerError, match=r"num_scalars=50 must be 51 or more .* --set num_scalars=56"):
-        packed_num_scalars(with_settings(record, ["num_scalars=50"]), 8)
-    with pytest.raises(TrainerError, match="multiple of the 8 ranks: --set num_scalars=56"):
-        packed_num_scalars(with_settings(record, ["num_scalars=60"]), 8)
-
-
 def test_first_loss_is_that_of_guessing() -> None:
     config, batch = _config(), _batch()
     loss = _loss(config, _model(config, is_trained=False), batch)
@@ -119,6 +99,28 @@ def test_every_parameter_gets_a_finite_gradient(model: GPT) -> None:
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
     model.zero_grad()
+
+
+def test_the_rate_of_mlp_up_is_what_the_preset_says() -> None:
+    scales = {}
+    for name in ("record_134", "record_140"):
+        model = GPT(preset(name), num_scalars=64, device=torch.device("meta"))
+        scales[name] = {p.learning_rate_scale for p in model.mlp_up}, {p.learning_rate_scale for p in model.mlp_down}
+    assert scales == {"record_134": ({2.0}, {1.0}), "record_140": ({1.0}, {1.0})}
+
+
+def test_tables_and_scalars_learn_at_the_records_rates(model: GPT) -> None:
+    rates = {parameter.label: parameter.learning_rate_scale for parameter in model.adam_parameters()}
+    tables = dict.fromkeys(["embed", "value_embed_0", "value_embed_1", "value_embed_2"], 75.0)
+    assert rates == tables | {"lm_head": 1.0, "scalars": 5.0}
+
+
+@pytest.mark.parametrize(("precision", "is_coarse"), [("fp32", False), ("bf16", True)])
+def test_logits_are_rounded_as_the_configuration_says(precision: str, is_coarse: bool) -> None:
+    """A token's loss has the type of the logits: from 2 up bf16 knows multiples of 1/64 alone, so their sum is one."""
+    config = _config(f"logits_precision={precision}", "backout=none")
+    loss = _loss(config, _model(config), _batch()).item()
+    assert (loss % (1 / 64) == 0) == is_coarse
 
 
 def test_document_ids_skip_empty_documents() -> None:
@@ -181,9 +183,17 @@ def test_widening_sharpens_and_slows_the_slow_turns_alone() -> None:
 
 
 @quiet_dynamo
-@pytest.mark.parametrize("mode", ["blocks", "model"])
-def test_compiling_keeps_loss_and_gradients(mode: str) -> None:
-    config, batch = _config(), _batch()
+@pytest.mark.parametrize(
+    ("mode", "features"),
+    [
+        ("blocks", []),
+        ("model", []),
+        ("blocks", ["backout=none", "skips=1-10,2-9,3-8,4-7,5-6"]),
+        ("model", ["backout=per_layer", "skips=1-10,2-9,3-8,4-7,5-6", "skip_gate=plain"]),
+    ],
+)
+def test_compiling_keeps_loss_and_gradients(mode: str, features: list[str]) -> None:
+    config, batch = _config(*features), _batch()
     plain = _model(config)
     compiled = _model(config, compiled_regions("aot_eager") if mode == "blocks" else None)
     forward = compiled if mode == "blocks" else torch.compile(compiled, fullgraph=True, backend="aot_eager")
@@ -225,12 +235,18 @@ def test_the_varlen_kernel_is_called_as_torch_has_it() -> None:
     assert [x.shape for x in gradients] == [q.shape, k.shape, v.shape]
 
 
-def test_the_record_passes_forward_and_backward_in_shapes() -> None:
+@pytest.mark.parametrize("settings", [[], ["backout=per_layer"]])
+@pytest.mark.parametrize("name", ["record_149", "record_140", "record_134"])
+def test_the_records_pass_forward_and_backward_in_shapes(name: str, settings: list[str]) -> None:
     meta = torch.device("meta")
-    config = preset("record_134")
-    model = GPT(config, num_scalars=64, device=meta)
+    config = with_settings(preset(name), settings)
+    model = GPT(config, num_scalars=packed_num_scalars(config, 8), device=meta)
     ids = torch.zeros(config.micro_batch_tokens, dtype=torch.int64, device=meta)
-    batch = MicroBatch(tokens_T=ids.int(), targets_T=ids, cu_seqlens=torch.empty(129, dtype=torch.int32, device=meta))
+    batch = MicroBatch(
+        tokens_T=ids.int(),
+        targets_T=ids,
+        cu_seqlens=torch.empty(config.max_documents + 1, dtype=torch.int32, device=meta),
+    )
     short, long = (make_sight(config, batch.cu_seqlens, window, model.dtype) for window in (192, 384))
     loss = model(batch, short, long)
     assert (loss.shape, loss.dtype) == ((), torch.float32)

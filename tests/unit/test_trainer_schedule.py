@@ -31,5 +31,37 @@ def test_window_grows_by_thirds_and_once_more_in_the_extension(step: int, blocks
     assert schedule.long_window_blocks(RECORD, step) == blocks
 
 
-def test_adam_steps_every_second_time() -> None:
-    assert [schedule.is_adam_step(step) for step in range(4)] == [False, True, False, True]
+@pytest.mark.parametrize(("long", "short"), [(1, 1), (3, 1), (7, 3), (11, 5), (13, 6)])
+def test_the_short_window_is_half_of_the_long_one_in_whole_blocks(long: int, short: int) -> None:
+    assert schedule.short_window_blocks(long) == short
+
+
+def test_adam_steps_every_second_time_or_always() -> None:
+    assert [schedule.is_adam_step(RECORD, step) for step in range(4)] == [False, True, False, True]
+    assert all(schedule.is_adam_step(configs.RECORD_149, step) for step in range(4))
+
+
+@pytest.mark.parametrize(
+    ("config", "step", "factor"),
+    [
+        (configs.RECORD_140, 1259, 1.0),
+        (configs.RECORD_140, 2290, 0.1),
+        (configs.RECORD_149, 820, 1.0),
+        (configs.RECORD_149, 1230, 0.55),
+        (configs.RECORD_149, 1679, 0.1),
+    ],
+)
+def test_the_earlier_records_cool_down_over_45_and_50_percent(
+    config: configs.TrainConfig, step: int, factor: float
+) -> None:
+    assert schedule.learning_rate_factor(config, step) == pytest.approx(factor, abs=1e-12)
+
+
+def test_the_earlier_records_keep_their_window_in_the_extension() -> None:
+    assert [schedule.long_window_blocks(configs.RECORD_140, step) for step in (2289, 2290, 2329)] == [11, 11, 11]
+    assert [schedule.long_window_blocks(configs.RECORD_149, step) for step in (0, 1639, 1679)] == [3, 11, 11]
+
+
+def test_the_first_record_has_no_momentum_cooldown() -> None:
+    assert schedule.muon_momentum(configs.RECORD_149, 1679) == 0.95
+    assert schedule.muon_momentum(configs.RECORD_140, 2329) == pytest.approx(0.852)
