@@ -93,6 +93,7 @@ class Saver:
         if num_steps % self._interval and num_steps != self._last_step:
             return
         with self._training.progress.left_out():
+            self._training.finite.finish()  # or what is saved may be spoilt already
             self._save()
 
     def _save(self) -> None:

@@ -7,6 +7,7 @@ it has arrived: nothing waits for it, and the norms read the gradients once (0.2
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -78,11 +79,14 @@ class FiniteWatch:
     """groups: name -> its parameters, in the order in which backward ends their gradients."""
 
     def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]], rank: int) -> None:
-        self._parameters = [parameter for parameters in groups.values() for parameter in parameters]
+        numbered = [
+            (number, parameter) for number, parameters in enumerate(groups.values(), 1) for parameter in parameters
+        ]
+        numbered.sort(key=lambda pair: str(pair[1].dtype))  # one fused kernel takes one dtype
+        self._parameters = [parameter for _, parameter in numbered]
         self._names = (LOSS, *groups)
         self._rank = rank
-        numbers = [number for number, parameters in enumerate(groups.values(), 1) for _ in parameters]
-        self._group_of = torch.tensor(numbers, device=self._parameters[0].device)
+        self._group_of = torch.tensor([number for number, _ in numbered], device=self._parameters[0].device)
         self._looks: deque[_Look] = deque()
 
     @torch.no_grad()
@@ -112,7 +116,12 @@ class FiniteWatch:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if len(gradients) < len(self._parameters):
             raise RuntimeError(f"{len(self._parameters) - len(gradients)} parameters have no gradient")
-        squares = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square()
+        norms = [
+            norm
+            for _, alike in itertools.groupby(gradients, key=lambda gradient: gradient.dtype)
+            for norm in torch._foreach_norm(list(alike), dtype=torch.float32)
+        ]
+        squares = torch.stack(norms).square()
         values = loss.new_zeros(len(self._names), dtype=torch.float32).index_add_(0, self._group_of, squares)
         values[0] = loss
         return values

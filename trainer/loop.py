@@ -74,7 +74,7 @@ class Training:
         self.short_window_blocks = schedule.short_window_blocks(self.window_blocks)
         self.rates = LearningRates(config)
         self.progress = Progress(ranks, config.tokens_per_step(ranks.world_size))
-        self._finite = FiniteWatch(backward_groups(self.muon, self.adam, self.model), ranks.rank)
+        self.finite = FiniteWatch(backward_groups(self.muon, self.adam, self.model), ranks.rank)
         self._num_marks = 0
 
     def run(self, num_steps: int, after_step: Callable[[int], None] = lambda _: None) -> None:
@@ -100,7 +100,7 @@ class Training:
             after_step(step + 1)
             if interval is not None and (step + 1) % interval == 0 and step + 1 < num_steps:
                 self.validate(step + 1)
-        self._finite.finish()
+        self.finite.finish()
         self.progress.flush()
         if num_steps == self.config.num_steps:
             self._set_window(self.config.final_rope_window_blocks)
@@ -126,7 +126,7 @@ class Training:
                 loss.backward()
             loss_sum += loss.detach()
         self.num_rows_done += self.num_accumulated * self.ranks.world_size
-        gradient_norms = self._finite.see(step, loss_sum)
+        gradient_norms = self.finite.see(step, loss_sum)
         self._update(is_adam_step)
         annotate.metric("loss", loss_sum / self._num_step_tokens)
         if step % self.config.log_interval == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 from trainer import arguments as command_line
 from trainer import config as configs
-from trainer.errors import ENVIRONMENT, TARGET_MISSED, UNREADABLE_INPUT, WRONG_USAGE, TrainerError
+from trainer.errors import ENVIRONMENT, NOT_FINITE, TARGET_MISSED, UNREADABLE_INPUT, WRONG_USAGE, TrainerError
 from trainer.loop import Training
 from trainer.run_statistics import SIGNIFICANCE, p_of_equal_means, p_of_mean_below, summarise
 
@@ -162,8 +163,13 @@ def _train(arguments: argparse.Namespace, seed: int, more: Sequence[str]) -> Run
         if done.returncode or not result.exists():
             raise _failure(seed, done)
         document = json.loads(result.read_text())
-    if document["validation_loss"] is None:
+    loss = document["validation_loss"]
+    if loss is None:
         raise TrainerError("the runs have no validation loss to test; name shards with --val-data", WRONG_USAGE)
+    if not math.isfinite(loss):
+        raise TrainerError(
+            f"the run of seed {seed} ended with a validation loss of {loss}; lower its rates", NOT_FINITE
+        )
     return Run(**{name: kind(document[name]) for name, kind in _RUN_FIELDS.items()})
 
 

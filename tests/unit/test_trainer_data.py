@@ -80,6 +80,15 @@ def test_ranks_share_the_rows_of_one_process(tmp_path: Path) -> None:
         assert torch.equal(row.tokens_T, shared[number % 3][number // 3].tokens_T)
 
 
+def test_rows_go_on_from_any_place_on_any_number_of_ranks(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.bin", [9, 14, 5, 20] * 20)
+    alone = _rows(path, _config(), 9)
+    for rank in range(2):
+        rows = micro_batches([path], _config(), rank=rank, world_size=2, device=CPU, first_row=3)
+        for number in range(3):
+            assert torch.equal(next(rows).tokens_T, alone[3 + 2 * number + rank].tokens_T)
+
+
 def test_the_seed_sets_the_order(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.bin", [9, 14, 5, 20] * 20)
     first, again, other = (_rows(path, _config(f"seed={seed}"), 3) for seed in (1, 1, 2))
