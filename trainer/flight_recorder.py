@@ -1,4 +1,4 @@
-"""Collectives that have not ended, from torch's flight recorder, which NCCL keeps and gloo does not."""
+"""Collectives that have not ended, from torch's flight recorder, which NCCL keeps, and newer versions of gloo."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class PendingCollective:
 
 
 def turn_on() -> None:
-    """Have NCCL record its collectives; before the process group is made. What the user has set stays."""
+    """Have the backend record its collectives; before the process group is made. What the user has set stays."""
     if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the old name, of which torch warns
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _BUFFER_ENTRIES)
 
 
-def pending_collectives() -> list[PendingCollective]:
-    """In the order of their launch; empty where no recorder runs."""
+def pending_collectives(device: torch.device) -> list[PendingCollective]:
+    """In the order of their launch, NCCL's or gloo's by the device; empty where no recorder runs."""
     module: Any = torch._C._distributed_c10d
-    dump = getattr(module, "_dump_nccl_trace", None)
+    dump = getattr(module, "_dump_nccl_trace" if device.type == "cuda" else "_dump_fr_trace", None)
     if dump is None:
         return []
     record = pickle.loads(dump(includeCollectives=True, includeStackTraces=False, onlyActive=True))
@@ -54,6 +54,6 @@ def read_pending(record: dict[str, Any], now_ns: int) -> list[PendingCollective]
             state=entry.get("state", "pending"),
         )
         for entry in record.get("entries", [])
-        if entry.get("state") != "completed"
+        if entry.get("state") != "completed" and not entry.get("retired", False)  # gloo only retires them
     ]
     return sorted(pending, key=lambda collective: collective.sequence)

@@ -218,8 +218,8 @@ class _Watch:
         return f"rank {self._ranks.rank}, {HERE.describe()}"
 
     def _pending(self) -> str:
-        """The collective that NCCL waits for, if it is known."""
-        pending = flight_recorder.pending_collectives() if self._ranks.device.type == "cuda" else []
+        """The collective that the backend waits for, if it is known."""
+        pending = flight_recorder.pending_collectives(self._ranks.device)
         return f", waiting for {pending[0].describe()}" if pending else ""
 
     def _receive(self, *_: object) -> None:
@@ -265,11 +265,13 @@ class _Watch:
         """What has been waited for too long, or None."""
         is_compiling = self._listener.num_steps <= NUM_COMPILING_STEPS
         limit_s = max(self._timeout_s, COMPILING_TIMEOUT_S) if is_compiling else self._timeout_s
-        if self._ranks.device.type == "cuda":
-            pending = flight_recorder.pending_collectives()
-            return pending[0].describe() if pending and pending[0].age_s > limit_s else None
         waited_s = HERE.seconds_in_collective()
-        return f"it since {waited_s:.0f} s" if waited_s > limit_s else None
+        if self._ranks.device.type != "cuda" and waited_s <= limit_s:  # its host would wait
+            return None
+        pending = flight_recorder.pending_collectives(self._ranks.device)
+        if self._ranks.device.type == "cuda":
+            return pending[0].describe() if pending and pending[0].age_s > limit_s else None
+        return pending[0].describe() if pending else f"it since {waited_s:.0f} s"
 
     def _end_hung(self, waited: str) -> None:
         """Ask where the other ranks are, and end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -108,7 +109,11 @@ def test_a_rank_that_hangs_ends_all_in_the_time_that_was_given(shard: Path) -> N
     assert first.code == second.code == COLLECTIVE_HUNG
     for rank in (first, second):
         _assert_one_line(rank)
-    assert "rank 0, step 3, reduce_scatter_wait of adam.lm_head: waits for it since 3 s" in first.line
+    # From gloo's own flight recorder, where this torch has one.
+    waited = (
+        r"rank 0, step 3, reduce_scatter_wait of adam\.lm_head: waits for (it since [3-9] s|gloo:\w+ number \d+ of )"
+    )
+    assert re.search(waited, first.line), first.line
     assert "rank 1 is at step 3, outside every stage" in first.line
     assert "rank 1, step 3, outside every stage: ended with rank 0" in second.line
 

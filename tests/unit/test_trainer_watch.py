@@ -92,7 +92,7 @@ def test_an_error_leaves_the_position_where_it_was() -> None:
 
 
 def test_pending_collectives_of_a_flight_record() -> None:
-    """The fields as torch's NCCL recorder writes them (version 2.x)."""
+    """The fields as torch's NCCL recorder writes them (version 2.x), and gloo's."""
     entry = {"input_sizes": [[16, 768, 3072]], "time_created_ns": 5_000_000_000}
     record = {
         "version": "2.10",
@@ -100,6 +100,8 @@ def test_pending_collectives_of_a_flight_record() -> None:
             entry | {"profiling_name": "nccl:all_gather", "collective_seq_id": 12, "state": "scheduled"},
             entry | {"profiling_name": "nccl:_reduce_scatter_base", "collective_seq_id": 11, "state": "started"},
             entry | {"profiling_name": "nccl:all_reduce", "collective_seq_id": 10, "state": "completed"},
+            entry
+            | {"profiling_name": "gloo:all_reduce", "collective_seq_id": 9, "state": "scheduled", "retired": True},
         ],
     }
     pending = read_pending(record, now_ns=130_000_000_000)
