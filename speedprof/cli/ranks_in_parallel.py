@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 # A gzip file unpacks to about so many times its size.
 _TEXT_PER_PACKED_BYTE = 12
-# Processes pay where they save reading this much text: to start one takes as long as reading half of it.
+# Processes pay where they save reading this much text: to start one costs its imports again.
 _TEXT_WORTH_PROCESSES = 250_000_000
 # Each trace takes memory, so that however many cores there are, no more than this are read at a time unasked.
 _MOST_JOBS_UNASKED = 16

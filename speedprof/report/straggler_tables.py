@@ -37,8 +37,8 @@ def straggler_table(report: Report) -> TextTable:
         columns=("rank", "cause", "spends more in", "slower kernels (own, others)", "cost", "share of waiting"),
         rows=tuple(_straggler_row(one) for one in report.analysis.stragglers),
         num_labels=4,
-        remark="Cost: the exposed wait that the rank causes, the mean over the ranks that wait. What it spends more in "
-        "than the mean of the others, it is late by.",
+        remark="Cost: the exposed wait that the rank causes, the mean over the ranks that wait. It is late by what "
+        "it spends more in than the ranks that wait.",
     )
 
 
