@@ -24,8 +24,8 @@ def report(
         str,
         typer.Option(
             "--format",
-            help="What to write, of html,json,md,perfetto. perfetto is a timeline for ui.perfetto.dev; it takes as "
-            "long as all the rest.",
+            help="What to write, of html,json,md,perfetto. perfetto is a timeline for ui.perfetto.dev, "
+            "and takes about half as long again.",
         ),
     ] = "html,json,md",
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
